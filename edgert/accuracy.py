@@ -1,0 +1,37 @@
+"""How good answers are: one definition for conversion, `edgert infer`, the gates and the demo."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgert.errors import SamplesError
+
+__all__ = ["cosine", "top1"]
+
+
+def top1(scores: NDArray[Any], labels: NDArray[Any]) -> float:
+    """The fraction of samples whose highest score is at their label.
+
+    Args:
+        scores: [samples, ..., classes]; axes of size 1 between are ignored.
+        labels: int [samples].
+
+    Raises:
+        SamplesError: the shapes do not fit together.
+    """
+    flat = scores.reshape(len(scores), -1) if len(scores) else scores
+    if flat.ndim != 2 or labels.shape != (len(flat),) or not len(flat):
+        raise SamplesError(f"scores {scores.shape} and labels {labels.shape} do not fit together")
+    return float(np.mean(np.argmax(flat, axis=1) == labels))
+
+
+def cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """Mean cosine similarity of two sets of outputs [samples, ...]: the measure when there are no labels."""
+    x = a.reshape(len(a), -1).astype(np.float64)
+    y = b.reshape(len(b), -1).astype(np.float64)
+    norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+    same = np.all(x == y, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        similarity = np.where(norms > 0, np.sum(x * y, axis=1) / norms, same.astype(np.float64))
+    return float(np.mean(similarity))

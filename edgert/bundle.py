@@ -1,0 +1,278 @@
+"""The one value that travels: an OCI image layout in one deterministic, uncompressed tar (suffix ``.edgert``).
+
+::
+
+    oci-layout   index.json   blobs/sha256/<image>   blobs/sha256/<manifest>   blobs/sha256/<artifact> ...
+
+``index.json`` names one OCI image manifest, whose digest is the digest of the Bundle; its *config* is our
+:class:`~edgert.manifest.Manifest`, its *layers* are the artifacts. The same blobs in a store make the same Bundle:
+only the digests matter, not what carries them.
+"""
+
+import json
+import re
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgert.config import explain
+from edgert.errors import BundleError
+from edgert.files import replacing
+from edgert.manifest import Artifact, Digest, Manifest, Role
+from edgert.values import canonical_json, digest
+
+__all__ = ["SUFFIX", "Blobs", "Bundle", "Image", "create", "parse_image"]
+
+SUFFIX = ".edgert"
+_LAYOUT = canonical_json({"imageLayoutVersion": "1.0.0"})
+_INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
+_IMAGE_TYPE = "application/vnd.oci.image.manifest.v1+json"
+_BUNDLE_TYPE = "application/vnd.edgert.bundle.v1"
+_MANIFEST_TYPE = "application/vnd.edgert.manifest.v1+json"
+_ARTIFACT_TYPE = "application/vnd.edgert.artifact.v1+"
+_BLOB = re.compile(r"blobs/sha256/[0-9a-f]{64}")
+_JSON_LIMIT_BYTES = 4 << 20
+_ENTRY_LIMIT = 10_000
+
+
+class _Descriptor(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    media_type: str = Field(alias="mediaType")
+    digest: Digest
+    size: Annotated[int, Field(ge=0)]
+
+
+class Image(BaseModel):
+    """The OCI image manifest: digest and size of the config and of every layer."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    schema_version: Literal[2] = Field(alias="schemaVersion")
+    config: _Descriptor
+    layers: tuple[_Descriptor, ...]
+
+    def blobs(self) -> dict[str, int]:
+        """Size in bytes of every blob of the bundle except the image itself, by digest."""
+        return {part.digest: part.size for part in (self.config, *self.layers)}
+
+
+class Blobs(Protocol):
+    """Where the bytes of a bundle are: an open tar file, a folder, a store."""
+
+    def read(self, digest: str) -> bytes:
+        """The bytes with that digest, verified.
+
+        Raises:
+            BundleError: they are missing or damaged.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A manifest and the bytes it names.
+
+    Args:
+        digest: of the OCI image manifest; the identity of the bundle.
+        manifest: what is inside.
+        blobs: where the bytes are.
+    """
+
+    digest: str
+    manifest: Manifest
+    blobs: Blobs
+
+    @classmethod
+    def open(cls, path: Path) -> "Bundle":
+        """A bundle file, every blob of it verified.
+
+        Raises:
+            BundleError: not a bundle, or damaged.
+        """
+        blobs, index = _read_tar(path)
+        bundle = cls.load(blobs, index)
+        for artifact in bundle.manifest.artifacts:
+            bundle.read(artifact)
+        return bundle
+
+    @classmethod
+    def load(cls, blobs: Blobs, image_digest: str) -> "Bundle":
+        """The bundle whose image manifest has that digest; artifacts are verified when they are read.
+
+        Raises:
+            BundleError: the image or the manifest is missing, damaged, or they disagree.
+        """
+        image = parse_image(blobs.read(image_digest))
+        try:
+            manifest = Manifest.model_validate_json(blobs.read(image.config.digest))
+        except ValidationError as e:
+            raise BundleError(
+                f"the manifest of bundle {image_digest} cannot be understood: {explain(e)}",
+                hint="it may have been made by a newer EdgeRT",
+            ) from e
+        named = {artifact.digest: artifact.size_bytes for artifact in manifest.artifacts}
+        if named != {layer.digest: layer.size for layer in image.layers}:
+            raise BundleError(f"bundle {image_digest}: manifest and layers disagree")
+        return cls(image_digest, manifest, blobs)
+
+    def read(self, artifact: Artifact) -> bytes:
+        """The verified bytes of an artifact.
+
+        Raises:
+            BundleError: they are missing or damaged.
+        """
+        data = self.blobs.read(artifact.digest)
+        if len(data) != artifact.size_bytes:
+            raise BundleError(
+                f"artifact {artifact.file} has {len(data)} bytes, the manifest says {artifact.size_bytes}"
+            )
+        return data
+
+    def require(self, role: Role) -> Artifact:
+        """The preferred artifact of that role.
+
+        Raises:
+            BundleError: the bundle has none.
+        """
+        artifact = self.manifest.artifact(role)
+        if artifact is None:
+            raise BundleError(f"bundle of {self.manifest.model} has no artifact of role {role!r}")
+        return artifact
+
+    def unpack(self, folder: Path) -> list[Path]:
+        """Write each artifact to ``folder/<role>/<file>`` and the manifest to ``folder/manifest.json``."""
+        written = [folder / "manifest.json"]
+        folder.mkdir(parents=True, exist_ok=True)
+        written[0].write_text(self.manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        for artifact in self.manifest.artifacts:
+            path = folder / artifact.role / artifact.file
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(self.read(artifact))
+            written.append(path)
+        return written
+
+
+def parse_image(data: bytes) -> Image:
+    """The OCI image manifest in `data`.
+
+    Raises:
+        BundleError: `data` is something else.
+    """
+    try:
+        image = Image.model_validate_json(data)
+    except ValidationError as e:
+        raise BundleError(f"not an OCI image manifest: {explain(e)}") from e
+    if image.config.media_type != _MANIFEST_TYPE:
+        raise BundleError(f"not an EdgeRT bundle: its config is {image.config.media_type}")
+    return image
+
+
+def create(path: Path, manifest: Manifest, artifacts: Mapping[str, bytes]) -> str:
+    """Write a bundle file; the same manifest and artifacts give the same bytes.
+
+    Args:
+        artifacts: the bytes of every artifact the manifest names, by digest.
+
+    Returns:
+        The digest of the bundle.
+
+    Raises:
+        BundleError: an artifact is missing.
+        StoreError: the disk is full or read-only; nothing is left behind.
+    """
+    config = canonical_json(manifest.model_dump(mode="json"))
+    layers = []
+    for artifact in manifest.artifacts:
+        if digest(artifacts.get(artifact.digest, b"")) != artifact.digest:
+            raise BundleError(f"the bytes of artifact {artifact.file} are not at hand")
+        title = {"org.opencontainers.image.title": artifact.file, "dev.edgert.role": artifact.role}
+        layers.append(
+            _descriptor(_ARTIFACT_TYPE + artifact.format, artifacts[artifact.digest]) | {"annotations": title}
+        )
+    image = canonical_json(
+        {
+            "schemaVersion": 2,
+            "mediaType": _IMAGE_TYPE,
+            "artifactType": _BUNDLE_TYPE,
+            "config": _descriptor(_MANIFEST_TYPE, config),
+            "layers": layers,
+        }
+    )
+    index = canonical_json(
+        {"schemaVersion": 2, "mediaType": _INDEX_TYPE, "manifests": [_descriptor(_IMAGE_TYPE, image)]}
+    )
+    entries = {_blob_name(digest(data)): data for data in (config, image, *artifacts.values())}
+    with replacing(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in [("oci-layout", _LAYOUT), ("index.json", index), *sorted(entries.items())]:
+            _add(tar, name, data)
+    return digest(image)
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    import io
+
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    info.mode = 0o644
+    tar.addfile(info, io.BytesIO(data))
+
+
+def _descriptor(media_type: str, data: bytes) -> dict[str, Any]:
+    return {"mediaType": media_type, "digest": digest(data), "size": len(data)}
+
+
+def _blob_name(blob_digest: str) -> str:
+    return "blobs/" + blob_digest.replace(":", "/")
+
+
+@dataclass(frozen=True, slots=True)
+class _TarBlobs:
+    """Blobs of a tar file, by their place in it; read when asked for, verified every time."""
+
+    path: Path
+    places: dict[str, tuple[int, int]]
+
+    def read(self, digest: str) -> bytes:
+        place = self.places.get(_blob_name(digest))
+        if place is None:
+            raise BundleError(f"{self.path} lacks blob {digest}")
+        data = self.raw(_blob_name(digest))
+        if _digest(data) != digest:
+            raise BundleError(f"{self.path}: blob {digest} is damaged", hint="fetch the file again")
+        return data
+
+    def raw(self, name: str) -> bytes:
+        offset, size = self.places[name]
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+
+_digest = digest
+
+
+def _read_tar(path: Path) -> tuple[_TarBlobs, str]:
+    places: dict[str, tuple[int, int]] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for info in tar:
+                expected = info.name in ("oci-layout", "index.json") or _BLOB.fullmatch(info.name)
+                if not info.isreg() or not expected or info.name in places or len(places) > _ENTRY_LIMIT:
+                    raise BundleError(f"{path} is not an EdgeRT bundle: unexpected entry {info.name[:80]!r}")
+                places[info.name] = (info.offset_data, info.size)
+    except FileNotFoundError as e:
+        raise BundleError(f"there is no file {path}") from e
+    except (OSError, tarfile.TarError, ValueError) as e:
+        raise BundleError(f"{path} is not an EdgeRT bundle: {e}", hint="make one with `edgert convert`") from e
+    blobs = _TarBlobs(path, places)
+    if places.get("index.json", (0, _JSON_LIMIT_BYTES))[1] >= _JSON_LIMIT_BYTES:
+        raise BundleError(f"{path} is not an EdgeRT bundle: no usable index.json")
+    try:
+        manifests = json.loads(blobs.raw("index.json"))["manifests"]
+        (image,) = (_Descriptor.model_validate(row) for row in manifests)
+    except (ValueError, KeyError, TypeError) as e:
+        raise BundleError(f"{path} is not an EdgeRT bundle: index.json cannot be understood") from e
+    return blobs, image.digest

@@ -1,0 +1,140 @@
+"""Samples: one array per model input in an ``.npz`` file, first axis = samples, with optional ``labels``.
+
+With the input's own rank each row is a batch of one; with one axis more each entry is a whole input.
+Nothing is ever unpickled, and a file is written the same way every time: same arrays, same bytes.
+"""
+
+import io
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgert.errors import SamplesError
+from edgert.files import write_durable
+from edgert.values import Feeds, TensorSpec
+
+__all__ = ["Samples", "load", "load_arrays", "pack_arrays", "save"]
+
+_LIMIT_BYTES = 8 << 30
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Inputs of a model, and what they are.
+
+    Args:
+        inputs: by input name; first axis = samples, equally long everywhere.
+        labels: int or float [samples], or None.
+    """
+
+    inputs: dict[str, NDArray[Any]]
+    labels: NDArray[Any] | None = None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values()), ()))
+
+    def take(self, indices: slice | NDArray[np.intp]) -> "Samples":
+        """The samples at `indices`."""
+        labels = None if self.labels is None else self.labels[indices]
+        return Samples({name: array[indices] for name, array in self.inputs.items()}, labels)
+
+    def feeds(self, specs: Sequence[TensorSpec]) -> Iterator[Feeds]:
+        """One feed per sample, in the shape and type that `specs` asks for.
+
+        Raises:
+            SamplesError: an input is missing, or has a rank that fits neither rule.
+        """
+        arrays = {spec.name: self._fitted(spec) for spec in specs}
+        for i in range(len(self)):
+            yield {
+                spec.name: arrays[spec.name][i]
+                if arrays[spec.name].ndim == len(spec.shape) + 1
+                else arrays[spec.name][i : i + 1]
+                for spec in specs
+            }
+
+    def _fitted(self, spec: TensorSpec) -> NDArray[Any]:
+        if spec.name not in self.inputs:
+            raise SamplesError(
+                f"the samples hold no array {spec.name!r} (they hold {sorted(self.inputs)})",
+                hint="name each array in the .npz file as the model's input",
+            )
+        array = self.inputs[spec.name]
+        row = array.shape[1:] if array.ndim == len(spec.shape) + 1 else (1, *array.shape[1:])
+        fits = len(row) == len(spec.shape) and all(
+            want is None or want == have for want, have in zip(spec.shape, row, strict=True)
+        )
+        if not fits:
+            want = "x".join("?" if size is None else str(size) for size in spec.shape)
+            raise SamplesError(
+                f"samples {spec.name!r} have shape {array.shape}, the model's input is {want}",
+                hint="first axis = samples; each row is a batch of one, or with one axis more a whole input",
+            )
+        return array.astype(np.dtype(spec.dtype), copy=False)
+
+
+def load(path: Path) -> Samples:
+    """The samples in an ``.npz`` file.
+
+    Raises:
+        SamplesError: not an ``.npz`` file, pickled objects inside, or arrays of unequal length.
+    """
+    arrays = load_arrays(path)
+    labels = arrays.pop("labels", None)
+    if not arrays:
+        raise SamplesError(f"{path} holds no input arrays")
+    lengths = {name: len(array) if array.ndim else -1 for name, array in arrays.items()}
+    if labels is not None:
+        lengths["labels"] = len(labels) if labels.ndim else -1
+    if len(set(lengths.values())) != 1 or -1 in lengths.values():
+        raise SamplesError(f"{path}: the arrays differ in length: {lengths}", hint="first axis = samples")
+    if not next(iter(lengths.values())):
+        raise SamplesError(f"{path} holds no samples")
+    return Samples(arrays, labels)
+
+
+def load_arrays(path: Path | io.BytesIO) -> dict[str, NDArray[Any]]:
+    """The arrays of an ``.npz`` file, by name, never unpickling.
+
+    Raises:
+        SamplesError: not an ``.npz`` file, or a pickled object inside.
+    """
+    name = path if isinstance(path, Path) else "the samples"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > _LIMIT_BYTES:
+                raise SamplesError(f"{name} would unpack to more than {_LIMIT_BYTES >> 30} GiB")
+            if any(not entry.filename.endswith(".npy") for entry in archive.infolist()):
+                raise SamplesError(
+                    f"{name} is not an .npz file", hint="write it with numpy.savez(path, input_name=array)"
+                )
+        with np.load(path, allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in arrays.files}
+    except FileNotFoundError as e:
+        raise SamplesError(f"there is no file {name}") from e
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError, MemoryError) as e:
+        raise SamplesError(
+            f"{name} is not a readable .npz file: {e}", hint="write it with numpy.savez, without objects"
+        ) from e
+
+
+def pack_arrays(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """An ``.npz`` file of `arrays`: sorted, uncompressed, without times, so the same arrays give the same bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(arrays):
+            content = io.BytesIO()
+            np.lib.format.write_array(content, np.ascontiguousarray(arrays[name]), version=(1, 0), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy", date_time=_EPOCH), content.getvalue())
+    return buffer.getvalue()
+
+
+def save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write `pack_arrays(arrays)` to `path` durably."""
+    write_durable(path, pack_arrays(arrays))

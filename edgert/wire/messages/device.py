@@ -1,0 +1,40 @@
+"""What a device and the server say to each other about updates.
+
+Down: an envelope around :class:`~edgert.wire.twin.Desired` (retained). Up: :class:`~edgert.wire.twin.Reported`
+(retained), :class:`Online` (retained, also the last will), and an :class:`Event` for every phase.
+"""
+
+from pydantic import Field
+
+from edgert.manifest import Name
+from edgert.wire.messages.base import Message
+from edgert.wire.twin import Phase
+
+__all__ = ["Event", "Online"]
+
+
+class Online(Message):
+    """Presence; ``online=False`` is the last will."""
+
+    online: bool
+
+
+class Event(Message):
+    """One phase of an update, as it begins or moves on.
+
+    Args:
+        model, version: what is being updated to what.
+        revision: of the `Desired` that asked for it.
+        phase: where the update stands.
+        done_bytes, total_bytes: of a download.
+        error, hint: why it failed.
+    """
+
+    model: Name
+    version: int = Field(ge=0)
+    revision: int = Field(ge=0)
+    phase: Phase
+    done_bytes: int = 0
+    total_bytes: int = 0
+    error: str = ""
+    hint: str = ""
