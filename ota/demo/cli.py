@@ -1,0 +1,82 @@
+"""The verb `edgert demo` and its table."""
+
+import os
+import signal
+import tempfile
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from edgert.cli import JsonFlag, emit, stderr, stdout
+from ota.demo.story import DEVICES, Outcome, tell
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb `demo`."""
+    app.command(name="demo")(_demo)
+
+
+def _demo(
+    once: Annotated[bool, typer.Option("--once", help="End by itself after the last step.")] = False,
+    embedded: Annotated[
+        bool,
+        typer.Option("--embedded-broker", help="Use amqtt even where Mosquitto is installed (checks no certificates)."),
+    ] = False,
+    folder: Annotated[
+        Path | None, typer.Option(help="Keep everything in this folder instead of a temporary one.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """The whole loop on this machine: convert, sign, ship, serve, learn, ship again (real digits, TLS, three agents)."""
+    with ExitStack() as stack:
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgert-demo-")))
+        step = 0
+
+        def say(line: str) -> None:
+            nonlocal step
+            step += 1
+            stderr.print(f"[dim]{step:2}[/dim] {line}")
+
+        outcome = tell(folder.absolute(), say, embedded=embedded, stack=stack)
+        if not emit(outcome.as_dict(), as_json):
+            _show(outcome)
+        if not once:
+            stderr.print("\nThe devices go on answering; stop with Ctrl-C.")
+            _wait_for_signal()
+
+
+def _show(outcome: Outcome) -> None:
+    table = Table(title=f"\nOne model, three releases, {len(DEVICES)} devices", title_justify="left")
+    for heading in ("release", "model", f"accuracy ({outcome.test_samples} unseen digits)", "size", "latency"):
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    table.add_row("1", "float32", *_row(outcome.accuracy_float, outcome.size_float_bytes, outcome.latency_float_ms))
+    table.add_row("2", "int8", *_row(outcome.accuracy_int8, outcome.size_int8_bytes, outcome.latency_int8_ms))
+    table.add_row("3", "int8, after one federated round", f"{outcome.accuracy_federated:.1%}", "", "")
+    stdout.print(table)
+    for device in outcome.devices:
+        stdout.print(f"{device['id']}  release {device['version']}  {device['phase']}  {device['endpoint']}")
+    certificates = (
+        "TLS with client certificates" if outcome.broker == "mosquitto" else "TLS, client certificates NOT checked"
+    )
+    stdout.print(f"broker {outcome.broker} ({certificates}), {outcome.wire_bytes / 1e6:.2f} MB on the wire")
+    stdout.print(f"took {outcome.seconds} s\n\ntry it:\n  {outcome.curl}")
+    stdout.print(f"  {outcome.devices[0]['endpoint']}/docs")
+
+
+def _row(accuracy: float, size_bytes: int, latency_ms: float) -> tuple[str, str, str]:
+    return f"{accuracy:.1%}", f"{size_bytes / 1024:.1f} KiB", f"{latency_ms * 1000:.0f} us"
+
+
+def _wait_for_signal() -> None:
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    while not stop.wait(3600):
+        os.sched_yield()
