@@ -26,14 +26,12 @@ def _demo(
     once: Annotated[bool, typer.Option("--once", help="End by itself after the last step.")] = False,
     embedded: Annotated[
         bool,
-        typer.Option("--embedded-broker", help="Use amqtt even where Mosquitto is installed (checks no certificates)."),
+        typer.Option("--embedded-broker", help="Use amqtt, which checks no certificates, even beside Mosquitto."),
     ] = False,
-    folder: Annotated[
-        Path | None, typer.Option(help="Keep everything in this folder instead of a temporary one.")
-    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="Keep everything in this folder.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """The whole loop on this machine: convert, sign, ship, serve, learn, ship again (real digits, TLS, three agents)."""
+    """The whole loop on this machine: convert, sign, ship, serve, learn, ship again."""
     with ExitStack() as stack:
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgert-demo-")))
@@ -62,10 +60,8 @@ def _show(outcome: Outcome) -> None:
     stdout.print(table)
     for device in outcome.devices:
         stdout.print(f"{device['id']}  release {device['version']}  {device['phase']}  {device['endpoint']}")
-    certificates = (
-        "TLS with client certificates" if outcome.broker == "mosquitto" else "TLS, client certificates NOT checked"
-    )
-    stdout.print(f"broker {outcome.broker} ({certificates}), {outcome.wire_bytes / 1e6:.2f} MB on the wire")
+    checked = "with client certificates" if outcome.broker == "mosquitto" else "client certificates NOT checked"
+    stdout.print(f"broker {outcome.broker} (TLS, {checked}), {outcome.wire_bytes / 1e6:.2f} MB on the wire")
     stdout.print(f"took {outcome.seconds} s\n\ntry it:\n  {outcome.curl}")
     stdout.print(f"  {outcome.devices[0]['endpoint']}/docs")
 

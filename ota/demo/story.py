@@ -126,8 +126,8 @@ class _Story:
         )
         options = ("--calibrate", split.start, "--evaluate", split.evaluate, "--precision", precision, "--train")
         return self._processes.verb(
-            "convert", self._folder / "digits.onnx", "--name", MODEL, "--profile", "x86-64", *options, "--max-drop", "2",
-            "-o", self._folder / name,
+            "convert", self._folder / "digits.onnx", "--name", MODEL, "--profile", "x86-64",
+            *options, "--max-drop", "2", "-o", self._folder / name,
         )  # fmt: skip
 
     def _bring_up(self, embedded: bool, split: data.Split) -> str:
