@@ -85,6 +85,19 @@ class Store:
             write_durable(self.path(digest), data)
         return digest
 
+    def ingest(self, bundle: Bundle) -> None:
+        """Keep every blob of a bundle; the image comes last, so that it is here only when all of it is.
+
+        Raises:
+            BundleError: a blob of the bundle is missing or damaged.
+            StoreError: the disk is full or read-only.
+        """
+        image = bundle.blobs.read(bundle.digest)
+        for digest in parse_image(image).blobs():
+            if not self.has(digest):
+                self.add(bundle.blobs.read(digest))
+        self.add(image)
+
     def partial(self, digest: str) -> Path:
         """The file a download of that blob is written to; its bitmap is beside it (suffix ``.have``)."""
         return self._partial / _hex(digest)
