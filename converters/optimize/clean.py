@@ -1,0 +1,46 @@
+"""A smaller graph that computes the same: constants folded, batch norms fused, dead ends dropped (onnxslim)."""
+
+import logging
+
+import onnx
+import onnxslim
+
+from converters import graph
+from converters.optimize.normalise import infer_shapes
+from converters.quiet import quiet
+
+__all__ = ["clean"]
+
+logger = logging.getLogger(__name__)
+
+_NODE_LIMIT = 5000
+_FOLD_LIMIT_BYTES = 16 << 20
+
+
+def clean(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """A slimmer copy of `model`, and notes; the graph itself when it cannot be slimmed.
+
+    Inputs and outputs keep their names and free sizes; initializers may be folded and renamed.
+    """
+    if len(model.graph.node) > _NODE_LIMIT:
+        return model, (f"clean-up left out: {len(model.graph.node)} operators are more than {_NODE_LIMIT}",)
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    try:
+        with quiet():
+            slim = onnxslim.slim(copy, size_threshold=_FOLD_LIMIT_BYTES)
+    except Exception as e:  # a rewriting library meets graphs it was not written for: the graph itself still runs
+        return model, (f"clean-up left out: {type(e).__name__}: {str(e)[:200]}",)
+    if slim is None or not _same_face(model, slim):
+        return model, ("clean-up left out: it would change the inputs or outputs",)
+    del slim.graph.value_info[:]
+    del slim.metadata_props[:]
+    slim.ClearField("producer_name")
+    slim.ClearField("producer_version")
+    return infer_shapes(slim), ()
+
+
+def _same_face(a: onnx.ModelProto, b: onnx.ModelProto) -> bool:
+    return graph.inputs(a) == graph.inputs(b) and [spec.name for spec in graph.outputs(a)] == [
+        spec.name for spec in graph.outputs(b)
+    ]
