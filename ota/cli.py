@@ -1,9 +1,239 @@
-"""Verbs of the command line."""
+"""The verbs ``edgert ota ...`` and ``edgert federate ...``."""
+
+import asyncio
+import importlib.util
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table
+
+from edgert.cli import JsonFlag, emit, progress, stderr, stdout
+from edgert.errors import CheckError, LinkError, UsageError
+
+if TYPE_CHECKING:
+    from ota.fleet import Fleet
 
 __all__ = ["register"]
+
+for _library in ("sqlalchemy", "tuf", "paho"):
+    if importlib.util.find_spec(_library) is None:
+        raise ModuleNotFoundError(f"{_library} is not installed: the verbs need the extra `ota`")
+
+_POLL_S = 0.1
+
+_ota = typer.Typer(name="ota", help="Run a fleet: enrol boxes, publish models, roll them out.", no_args_is_help=True)
+_claims = typer.Typer(name="claims", help="One-time certificates that boxes enrol with.", no_args_is_help=True)
+_ota.add_typer(_claims)
+
+HomeArgument = Annotated[Path, typer.Argument(help="Home folder of the fleet.", metavar="HOME")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the verbs of this application to the `edgert` command."""
+    app.add_typer(_ota)
+
+
+@contextmanager
+def _opened(home: Path) -> Iterator["Fleet"]:
+    from ota.fleet import Fleet
+
+    fleet = Fleet.open(home)
+    try:
+        yield fleet
+    finally:
+        fleet.close()
+
+
+@_ota.command("init")
+def _init(
+    home: HomeArgument,
+    host: Annotated[str, typer.Option(help="Name or address under which boxes reach the broker.")],
+    port: Annotated[int, typer.Option(help="Port of the broker.")] = 8883,
+    bind: Annotated[str, typer.Option(help="Address the broker listens on; empty = every address.")] = "",
+    connect_host: Annotated[str, typer.Option(help="Where the server reaches the broker; empty = --host.")] = "",
+    broker_user: Annotated[
+        str, typer.Option(help="Whom the broker becomes when root starts it (default: mosquitto).")
+    ] = "",
+    as_json: JsonFlag = False,
+) -> None:
+    """Make a fleet: keys, signed repository, certificate authority, broker configuration."""
+    from edgert.clock import SystemClock
+    from ota.config import Home
+    from ota.fleet import create
+
+    values: dict[str, object] = {"host": host, "port": port, "bind": bind, "connect_host": connect_host}
+    fleet = create(home, Home.settings_of(values | {"broker_user": broker_user}), SystemClock())
+    fleet.close()
+    config = fleet.home.broker / "mosquitto.conf"
+    result = {"home": str(fleet.home.root), "broker_config": str(config), "host": host, "port": port}
+    if emit(result, as_json):
+        return
+    stdout.print(f"made the fleet {fleet.home.root}")
+    stdout.print(f"  start the broker:  mosquitto -c {config}")
+    stdout.print(f"  start the server:  edgert ota serve {home}")
+    stdout.print(f"  enrol a box:       edgert ota claims new {home} --device box1 -o kit-box1")
+    stderr.print(f"Keep {fleet.home.keys / 'root.pem'} offline: whoever has it can replace every other key.")
+
+
+@_ota.command("serve")
+def _serve(
+    home: HomeArgument, log_level: Annotated[str, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")] = "INFO"
+) -> None:
+    """Run the fleet's server until it is stopped (SIGTERM or Ctrl-C)."""
+    from edgert import logs
+    from ota import server
+
+    logs.setup(log_level, process="ota")
+    with _opened(home) as fleet:
+        asyncio.run(_until_signal(fleet, server.make_transport(fleet.home)))
+
+
+async def _until_signal(fleet: "Fleet", transport: Any) -> None:
+    from ota import server
+
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await server.serve(fleet, transport, stop)
+
+
+@_ota.command("publish")
+def _publish(
+    home: HomeArgument,
+    bundles: Annotated[list[Path], typer.Argument(help="Bundle files of one model, one per profile.")],
+    source: Annotated[
+        list[Path] | None, typer.Option(help="Source of each bundle, in order; default: beside it.")
+    ] = None,
+    no_source: Annotated[
+        bool, typer.Option("--no-source", help="Publish without Source: the model cannot be rebuilt.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Sign bundles as the next release of their model."""
+    from ota.operations.actor import local_operator
+    from ota.operations.release import publish
+
+    if source and no_source:
+        raise UsageError("--source and --no-source contradict each other")
+    with _opened(home) as fleet:
+        result = publish(fleet, local_operator(), bundles, sources=source or (), without_source=no_source)
+    if not emit(result, as_json):
+        stdout.print(f"published {result['model']} version {result['version']}")
+        stdout.print(f"  roll it out: edgert ota rollout {home} --model {result['model']}")
+
+
+@_ota.command("rollout")
+def _rollout(
+    home: HomeArgument,
+    model: Annotated[str, typer.Option(help="Name of the model.")],
+    version: Annotated[int | None, typer.Option(help="Which release; default: the newest.")] = None,
+    devices: Annotated[str, typer.Option(help="Names, with commas; default: every device it fits.")] = "",
+    strategy: Annotated[str, typer.Option(help="How it spreads.")] = "all-at-once",
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until it is done or halted.")] = False,
+    timeout_s: Annotated[float, typer.Option(help="How long to wait, in seconds.")] = 600,
+    as_json: JsonFlag = False,
+) -> None:
+    """Spread a release."""
+    from ota.operations.actor import local_operator
+    from ota.operations.spread import rollout_start
+
+    names = [name.strip() for name in devices.split(",") if name.strip()]
+    with _opened(home) as fleet:
+        result = rollout_start(fleet, local_operator(), model, version=version, names=names, strategy=strategy)
+        if wait:
+            result = _wait_for_rollout(fleet, result, timeout_s)
+    if result["status"] == "HALTED":
+        raise CheckError(f"the rollout was halted: {result['reason']}", hint="see `edgert ota devices`")
+    if not emit(result, as_json):
+        stdout.print(
+            f"rollout {result['rollout']} of {model} version {result['version']}: {result['status']}, "
+            f"{len(result['devices'])} devices"
+        )
+
+
+def _wait_for_rollout(fleet: "Fleet", result: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+    from ota.operations.actor import local_operator
+    from ota.operations.spread import rollout_status
+
+    deadline = time.monotonic() + timeout_s
+    with progress(f"rollout of {result['model']} version {result['version']}", len(result["devices"])) as advance:
+        while result["status"] in ("PENDING", "RUNNING"):
+            if time.monotonic() > deadline:
+                waiting = [name for name, row in result["devices"].items() if row["status"] != "DONE"]
+                raise LinkError(
+                    f"rollout {result['rollout']} was not done in {timeout_s:g} s: waiting for {', '.join(waiting)}",
+                    hint="it goes on; are the server and these devices running?",
+                )
+            time.sleep(_POLL_S)
+            result = rollout_status(fleet, local_operator(), result["rollout"])
+            rows = result["devices"].values()
+            done = sum(1.0 if row["status"] == "DONE" else _share(row) for row in rows)
+            phases = ", ".join(sorted({row["phase"] or row["status"] for row in rows}))
+            advance(done, len(rows), f"rollout of {result['model']} version {result['version']}: {phases}")
+    return result
+
+
+def _share(row: dict[str, Any]) -> float:
+    return 0.9 * row["done_bytes"] / row["total_bytes"] if row["total_bytes"] else 0.0
+
+
+@_ota.command("devices")
+def _devices(home: HomeArgument, as_json: JsonFlag = False) -> None:
+    """Show every device: what it should be, what it says it is."""
+    from ota.operations.actor import local_operator
+    from ota.operations.enrol import devices_list
+
+    with _opened(home) as fleet:
+        rows = devices_list(fleet, local_operator())
+    if emit({"devices": rows}, as_json):
+        return
+    table = Table("device", "profile", "online", "model", "version", "should be", "phase", "endpoint", "error")
+    for row in rows:
+        for model in sorted(row["models"].keys() | row["desired"].keys()) or [""]:
+            state = row["models"].get(model, {})
+            table.add_row(
+                row["device"], row["profile"], "yes" if row["online"] else "no", model,
+                str(state.get("version", "")), str(row["desired"].get(model, "")), state.get("phase", ""),
+                row["endpoint"], state.get("error", ""),
+            )  # fmt: skip
+    stdout.print(table)
+
+
+@_claims.command("new")
+def _claims_new(
+    home: HomeArgument,
+    device: Annotated[str, typer.Option(help="Name the box will have.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the kit.")],
+    days: Annotated[int | None, typer.Option(min=1, help="Until the claim ends.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make a kit: carried to one box, it lets that box enrol once."""
+    from ota.operations.actor import local_operator
+    from ota.operations.enrol import claims_new
+
+    with _opened(home) as fleet:
+        result = claims_new(fleet, local_operator(), device, output, days=days)
+    if not emit(result, as_json):
+        stdout.print(f"made {output} for {device}; it holds a private key, good until {result['expires'][:10]}")
+        stdout.print(f"  on the box: edgert agent run --kit {output.name} --state /var/lib/edgert")
+
+
+@_claims.command("list")
+def _claims_list(home: HomeArgument, as_json: JsonFlag = False) -> None:
+    """Show every claim."""
+    from ota.operations.actor import local_operator
+    from ota.operations.enrol import claims_list
+
+    with _opened(home) as fleet:
+        rows = claims_list(fleet, local_operator())
+    if emit({"claims": rows}, as_json):
+        return
+    table = Table("claim", "device", "state", "expires")
+    for row in rows:
+        table.add_row(row["claim"], row["device"], row["state"], row["expires"][:10])
+    stdout.print(table)

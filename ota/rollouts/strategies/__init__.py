@@ -1,0 +1,1 @@
+"""One file per strategy; the file's name is its name."""

@@ -1,0 +1,114 @@
+"""What comes up from devices: state, presence and events, written in batches; and requests for enrolment."""
+
+import asyncio
+import logging
+from typing import Final
+
+from edgert.errors import LinkError, MessageError
+from edgert.wire import topics
+from edgert.wire.link import Link
+from edgert.wire.messages.claim import ClaimReply, ClaimRequest
+from edgert.wire.messages.device import Event, Online
+from edgert.wire.transports.base import Delivery, Subscription
+from edgert.wire.twin import Reported
+from ota import claims
+from ota.devices import note_state
+from ota.fleet import Fleet
+from ota.rollouts import engine
+from ota.store import Session, devices
+
+__all__ = ["LEAVES", "Enrolment", "Ingest"]
+
+logger = logging.getLogger(__name__)
+
+LEAVES: Final = ("state", "online", "event")
+_BATCH: Final = 500
+_WAITING: Final = 5000
+
+
+class Ingest:
+    """Writes what devices say into the database; who speaks is taken from the topic.
+
+    Args:
+        fleet: the database, the broker's files.
+    """
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._queue: asyncio.Queue[Delivery] = asyncio.Queue(_WAITING)
+
+    async def listen(self, subscription: Subscription) -> None:
+        """Take messages from one subscription until it ends."""
+        async for delivery in subscription:
+            await self._queue.put(delivery)
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        while True:
+            batch = [await self._queue.get()]
+            while len(batch) < _BATCH and not self._queue.empty():
+                batch.append(self._queue.get_nowait())
+            if await asyncio.to_thread(self._write, batch):
+                await asyncio.to_thread(claims.update_broker, self._fleet)
+
+    def _write(self, batch: list[Delivery]) -> bool:
+        spent = False
+        with self._fleet.database.write() as session:
+            for delivery in batch:
+                try:
+                    spent |= self._take(session, delivery)
+                except MessageError as e:
+                    logger.warning("ignored a message on %s: %s", delivery.topic, e)
+        return spent
+
+    def _take(self, session: Session, delivery: Delivery) -> bool:
+        device, leaf = topics.device_of(delivery.topic)
+        row = devices.find(session, device)
+        if row is None:
+            logger.debug("ignored %s of unknown device %s", leaf, device)
+            return False
+        now = self._fleet.clock.now()
+        if leaf == "online":
+            row.online, row.seen = Online.decode(delivery.payload).online, now
+            return False
+        if leaf == "event":
+            engine.observe_event(session, device, Event.decode(delivery.payload))
+            return False
+        state = Reported.decode(delivery.payload)
+        note_state(row, state, now)
+        engine.observe_state(session, device, state.revision, state.models)
+        return claims.settle(session, device)
+
+
+class Enrolment:
+    """Answers requests for certificates, one after the other.
+
+    Args:
+        fleet: the database and the certificate authority.
+        link: to the broker.
+    """
+
+    def __init__(self, fleet: Fleet, link: Link) -> None:
+        self._fleet = fleet
+        self._link = link
+        self._authority = fleet.authority()
+
+    async def run(self, requests: Subscription) -> None:
+        """Answer until the subscription ends."""
+        async for delivery in requests:
+            try:
+                name = topics.claim_of(delivery.topic)
+                request = ClaimRequest.decode(delivery.payload)
+            except MessageError as e:
+                logger.warning("ignored a claim on %s: %s", delivery.topic, e)
+                continue
+            reply = await asyncio.to_thread(self._admit, name, request)
+            try:
+                await self._link.send(topics.claim(name, "reply"), reply)
+            except LinkError as e:
+                logger.warning("could not answer claim %s, the box will ask again: %s", name, e)
+
+    def _admit(self, name: str, request: ClaimRequest) -> ClaimReply:
+        days = self._fleet.home.settings.device_days
+        with self._fleet.database.write() as session:
+            return claims.admit(session, self._fleet.clock, self._authority, name, request, days)
