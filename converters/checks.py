@@ -40,7 +40,7 @@ def check(model: onnx.ModelProto, path: Path) -> None:
 def _check_operators(model: onnx.ModelProto, path: Path) -> None:
     opset = graph.default_opset(model)
     own = {(function.domain, function.name) for function in model.functions}
-    for node in graph.nodes(model.graph):
+    for node in graph.nodes(model):
         if (node.domain, node.op_type) in own:
             continue
         standard = node.domain in ("", "ai.onnx")
@@ -55,7 +55,7 @@ def _check_operators(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _check_values(model: onnx.ModelProto, path: Path) -> None:
-    for tensor in graph.tensors(model.graph):
+    for tensor in graph.tensors(model):
         if tensor.data_type in _FLOATS and not np.isfinite(graph.array(tensor)).all():
             raise ModelError(
                 f"{path}: weight {tensor.name[:80]!r} holds NaN or infinite values",

@@ -2,11 +2,14 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgert.cli import JsonFlag
+
+if TYPE_CHECKING:
+    from converters.stages import Result
 
 __all__ = ["register"]
 
@@ -16,14 +19,14 @@ _DEFAULT_DROP = 1.0
 
 def register(app: typer.Typer) -> None:
     """Add the verbs of this application to the `edgert` command."""
-    from converters.training import cli as training
-
     app.command(name="convert")(_convert)
     models = typer.Typer(help="Networks of the model library.", no_args_is_help=True)
     models.command(name="list")(_list)
     models.command(name="make")(_make)
     app.add_typer(models, name="models")
-    training.register(app)
+    from converters.training.cli import register as register_training
+
+    register_training(app)
 
 
 def _convert(
@@ -66,9 +69,9 @@ def _convert(
         _show(result)
 
 
-def _summary(result: Any) -> dict[str, Any]:
+def _summary(result: "Result") -> dict[str, Any]:
     report = result.report
-    chosen, plain = report.chosen(), report.candidate("float32")
+    chosen, plain = report.chosen(), report.plain()
     return {
         "bundle": str(result.outputs.bundle),
         "digest": result.digest,
@@ -88,7 +91,7 @@ def _summary(result: Any) -> dict[str, Any]:
     }
 
 
-def _show(result: Any) -> None:
+def _show(result: "Result") -> None:
     from rich.table import Table
 
     from edgert.cli import stdout

@@ -20,7 +20,7 @@ def load(model: onnx.ModelProto, path: Path) -> None:
         ModelError: a file is missing, a link, outside the folder, too short, or named in no sensible way.
     """
     total = 0
-    for tensor in graph.tensors(model.graph):
+    for tensor in graph.tensors(model):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         data = _read(tensor, path)

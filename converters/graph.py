@@ -1,12 +1,13 @@
-"""Reading a graph: its nodes and tensors (those inside branches too), its inputs, its weights, its size in numbers."""
+"""Reading a model: its nodes and tensors (those inside branches too), its inputs, its weights, its size in numbers."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import prod
 from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
@@ -31,39 +32,52 @@ __all__ = [
 _MAX_DEPTH = 64
 
 
-def nodes(graph: onnx.GraphProto, depth: int = 0) -> Iterator[onnx.NodeProto]:
-    """Every node, those of branches and loop bodies included.
+def nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Every node, those of branches, loop bodies and functions included.
 
     Raises:
         ModelError: branches are nested deeper than any real model needs.
     """
-    if depth > _MAX_DEPTH:
-        raise ModelError(f"the model nests branches more than {_MAX_DEPTH} deep")
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from nodes(attribute.g, depth + 1)
-            for branch in attribute.graphs:
-                yield from nodes(branch, depth + 1)
+    for owner in (model.graph, *model.functions):
+        yield from _nodes(owner.node, 0)
 
 
-def tensors(graph: onnx.GraphProto, depth: int = 0) -> Iterator[onnx.TensorProto]:
-    """Every stored tensor: initializers and constants, those of branches and loop bodies included."""
-    if depth > _MAX_DEPTH:
-        raise ModelError(f"the model nests branches more than {_MAX_DEPTH} deep")
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    for node in graph.node:
+def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every stored tensor: initializers and constants, wherever `nodes` looks."""
+    yield from _stored(model.graph)
+    for node in nodes(model):
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
-            if attribute.HasField("g"):
-                yield from tensors(attribute.g, depth + 1)
-            for branch in attribute.graphs:
-                yield from tensors(branch, depth + 1)
+            for sparse in (*attribute.sparse_tensors, *([attribute.sparse_tensor] if _sparse(attribute) else [])):
+                yield from (sparse.values, sparse.indices)
+            for branch in _branches(attribute):
+                yield from _stored(branch)
+
+
+def _nodes(owned: Iterable[onnx.NodeProto], depth: int) -> Iterator[onnx.NodeProto]:
+    if depth > _MAX_DEPTH:
+        raise ModelError(f"the model nests branches more than {_MAX_DEPTH} deep")
+    for node in owned:
+        yield node
+        for attribute in node.attribute:
+            for branch in _branches(attribute):
+                yield from _nodes(branch.node, depth + 1)
+
+
+def _stored(owner: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from owner.initializer
+    for sparse in owner.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+
+
+def _branches(attribute: onnx.AttributeProto) -> list[onnx.GraphProto]:
+    return [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
+
+
+def _sparse(attribute: onnx.AttributeProto) -> bool:
+    return bool(attribute.HasField("sparse_tensor"))
 
 
 def array(tensor: onnx.TensorProto) -> NDArray[Any]:
@@ -120,9 +134,10 @@ def serialize(model: onnx.ModelProto) -> bytes:
         ModelError: it is larger than the file format allows.
     """
     try:
-        return model.SerializeToString(deterministic=True)
-    except Exception as e:  # protobuf's own EncodeError, which is not public
+        data: bytes = model.SerializeToString(deterministic=True)
+    except (EncodeError, ValueError) as e:
         raise ModelError(f"the model cannot be stored: {e}", hint="models above 2 GiB do not fit into one file") from e
+    return data
 
 
 # Figures for the index
@@ -130,7 +145,7 @@ def serialize(model: onnx.ModelProto) -> bytes:
 
 def operators(model: onnx.ModelProto) -> dict[str, int]:
     """How often each operator occurs; names of other domains than the standard one carry the domain."""
-    counted = Counter(f"{node.domain}:{node.op_type}" if node.domain else node.op_type for node in nodes(model.graph))
+    counted = Counter(f"{node.domain}:{node.op_type}" if node.domain else node.op_type for node in nodes(model))
     return dict(sorted(counted.items()))
 
 
@@ -138,7 +153,7 @@ def parameters(model: onnx.ModelProto) -> int:
     """Number of float values stored in the graph."""
     return sum(
         prod(tensor.dims)
-        for tensor in tensors(model.graph)
+        for tensor in tensors(model)
         if tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
     )
 

@@ -126,7 +126,6 @@ def main() -> int:
 
 def _prepare(request: _Request) -> _Answer:
     from converters import checks, weights
-    from converters.optimize.clean import clean
     from converters.optimize.normalise import normalise
 
     loaded = _importer_for(request.model).load(request.model)
@@ -135,6 +134,9 @@ def _prepare(request: _Request) -> _Answer:
     if request.weights is not None:
         weights.put(imported, request.weights)
     _save(imported, request.folder / _IMPORTED)
+
+    from converters.optimize.clean import clean  # only now: a refusal need not wait for it
+
     cleaned, more = clean(imported)
     _save(cleaned, request.folder / _CLEANED)
     return _Answer(notes=notes + more)

@@ -16,7 +16,7 @@ from edgert.errors import CheckError
 from edgert.samples import Samples
 from edgert.trial import Contender, Verdict
 
-__all__ = ["MEMORY_BYTES", "answers", "candidates", "measured_on", "metric_of"]
+__all__ = ["MEMORY_BYTES", "Answers", "answers", "candidates", "measured_on", "metric_of"]
 
 MEMORY_BYTES = 4 << 30
 """Resident memory one child may use."""

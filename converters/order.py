@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from converters.recipe import Recipe
 from converters.source import Source, open_source
 from converters.stages import Request
+from edgert import profiles
 from edgert import samples as samples_file
 from edgert.config import explain
 from edgert.errors import UsageError
@@ -39,7 +40,7 @@ def request(model: Path, wishes: Wishes, *, weights: Path | None = None) -> Iter
     """What to convert; a source's model lies in a temporary file as long as the block runs.
 
     Raises:
-        UsageError: no profile, a name that cannot be one, or options that contradict the source.
+        UsageError: no such profile, a name that cannot be one, or options that contradict the source.
         BundleError: the source is damaged.
         SamplesError: samples cannot be read.
     """
@@ -57,10 +58,11 @@ def _of_model(model: Path, wishes: Wishes, weights: Path | None) -> Request:
         raise UsageError("which kind of box is it for?", hint="give --profile; `edgert profiles list` shows them")
     asked = {"precision": wishes.precision, "max_drop_points": wishes.max_drop, "train": wishes.train}
     given = {key: value for key, value in asked.items() if value is not None}
-    recipe = _recipe({"model": _name(model, wishes.name), "profile": wishes.profile, **given})
+    profile = profiles.load(wishes.profile)
+    recipe = _recipe({"model": _name(model, wishes.name), "profile": profile.name, **given})
     calibrate = None if wishes.calibrate is None else samples_file.load(wishes.calibrate)
     evaluate = None if wishes.evaluate is None else samples_file.load(wishes.evaluate)
-    return Request(recipe, model, calibrate, evaluate, weights)
+    return Request(recipe, profile, model, calibrate, evaluate, weights)
 
 
 def _recipe(values: dict[str, object]) -> Recipe:
@@ -108,4 +110,4 @@ def _of_source(source: Source, folder: Path, weights: Path | None) -> Request:
         if content is not None:
             path.write_bytes(content)
         samples.append(None if content is None else samples_file.load(path))
-    return Request(source.recipe, model, samples[0], samples[1], weights)
+    return Request(source.recipe, source.lock.profile, model, samples[0], samples[1], weights)

@@ -1,7 +1,7 @@
 """From a chosen artifact to a bundle: golden vectors with their tolerance, graph summary, manifest."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from converters.training.build import TrainingGraph
 from converters.work import Draft, Work
 from edgert.errors import CheckError
 from edgert.manifest import Artifact, Golden, Manifest, Provenance, Role, Tensor
-from edgert.samples import pack_arrays
+from edgert.samples import Samples, pack_arrays
 from edgert.values import canonical_json, digest
 
 __all__ = ["Contents", "contents", "golden_vectors", "tolerance"]
@@ -23,6 +23,7 @@ GOLDEN = 4
 """Number of golden vectors."""
 
 _FLOAT_RELATIVE = 1e-3
+_INTEGER_RELATIVE = 1e-2
 _STEPS = 4
 _SMALLEST = 1e-6
 
@@ -92,32 +93,36 @@ def golden_vectors(work: Work, draft: Draft) -> tuple[Golden, bytes]:
     """
     inputs = work.probe.take(slice(0, GOLDEN))
     plain = {name: values[:GOLDEN] for name, values in work.reference.items()}
-    said: Mapping[str, NDArray[Any]] | None = plain
-    if draft.precision.name != FLOAT32.name:
-        verdict, said = measure.answers({"golden": draft.data}, inputs, work.folder)["golden"]
-        if said is None:
-            raise CheckError(f"the golden vectors failed at stage {verdict.stage!r}: {verdict.reason}")
+    said = plain if draft.precision.name == FLOAT32.name else _answers(draft, inputs, work.folder)
     vectors = {f"input.{name}": array for name, array in inputs.inputs.items()}
     vectors |= {f"output.{name}": array for name, array in said.items()}
     allowed = {name: tolerance(name, draft.precision, said[name], plain[name]) for name in said}
     return Golden(count=len(inputs), tolerance=allowed), pack_arrays(vectors)
 
 
+def _answers(draft: Draft, inputs: Samples, folder: Path) -> measure.Answers:
+    verdict, said = measure.answers({"golden": draft.data}, inputs, folder)["golden"]
+    if said is None:
+        raise CheckError(f"the golden vectors failed at stage {verdict.stage!r}: {verdict.reason}")
+    return said
+
+
 def tolerance(name: str, precision: Precision, said: NDArray[Any], plain: NDArray[Any]) -> float:
     """Largest difference to a golden output that another CPU's kernels may show.
 
     Float kernels only sum in another order: a thousandth of the largest value. Integer kernels may differ by a step
-    in each layer: then an answer must not be farther away than quantization itself has moved it from the float answer,
-    or than four steps of the output.
+    in each layer: then an answer may be off by a hundredth of the largest value, by four steps of the output, or by as
+    much as quantization itself has moved the golden answers, whichever is most.
 
     Args:
         said, plain: what the chosen artifact and the float one answer.
     """
     values = said.astype(np.float64)
     values = np.abs(values[np.isfinite(values)])
-    allowed = _FLOAT_RELATIVE * float(values.max()) if values.size else 0.0
+    largest = float(values.max()) if values.size else 0.0
+    allowed = _FLOAT_RELATIVE * largest
     if precision.weights is not None:
-        allowed = max(allowed, evaluate.differences({name: said}, {name: plain})[name])
+        allowed = max(_INTEGER_RELATIVE * largest, evaluate.differences({name: said}, {name: plain})[name])
         if name in precision.activations:
             allowed = max(allowed, _STEPS * precision.activations[name].scale)
     return float(f"{max(allowed, _SMALLEST):.4g}")

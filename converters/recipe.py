@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from edgert.manifest import Digest, Name
+from edgert.profiles import Profile
 from edgert.values import canonical_json, digest
 
 __all__ = ["Lock", "Recipe", "Wanted"]
@@ -47,6 +48,7 @@ class Lock(BaseModel):
     """What was chosen when the recipe was followed: the same recipe with the same lock gives the same bytes.
 
     Args:
+        profile: as it was when it was read: a rebuild does not depend on the file.
         precision: of the artifact in the bundle.
         scheme: that made it, or empty for float32.
         weight_bits: 7 on CPUs whose 8-bit kernels saturate.
@@ -55,6 +57,7 @@ class Lock(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
     format: Literal[1] = 1
+    profile: Profile
     precision: str
     scheme: str = ""
     observer: str = ""

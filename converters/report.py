@@ -66,6 +66,7 @@ class Report(_Value):
         metric: what `accuracy` means.
         measured_on: which samples: ``evaluate``, ``calibrate``, or ``random`` inputs.
         samples: how many.
+        candidates: float32 first.
         notes: what could not be done, one line each.
     """
 
@@ -86,9 +87,9 @@ class Report(_Value):
         """The candidate that is in the bundle."""
         return next(candidate for candidate in self.candidates if candidate.chosen)
 
-    def candidate(self, precision: str) -> Candidate | None:
-        """The candidate of that precision."""
-        return next((candidate for candidate in self.candidates if candidate.precision == precision), None)
+    def plain(self) -> Candidate:
+        """The float32 candidate."""
+        return self.candidates[0]
 
 
 _SPEED_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "asimd", "asimddp", "i8mm")

@@ -1,39 +1,55 @@
 """Which precision goes into the bundle, and why: decided on measurements, never on assumptions."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from converters.recipe import Wanted
 from converters.report import Candidate
 from edgert.errors import CheckError
 
-__all__ = ["choose"]
+__all__ = ["Budget", "choose"]
 
 _FASTER = 0.95
 """Below this ratio of CPU time a candidate counts as faster; closer is noise."""
 
 
-def choose(candidates: Sequence[Candidate], wanted: Wanted, budget_points: float) -> tuple[Candidate, ...]:
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a candidate must keep.
+
+    Args:
+        drop_points: how many points of accuracy it may lose.
+        size_bytes: how large its artifact may be; None = no limit.
+    """
+
+    drop_points: float
+    size_bytes: int | None = None
+
+
+def choose(candidates: Sequence[Candidate], wanted: Wanted, budget: Budget) -> tuple[Candidate, ...]:
     """The candidates, one of them chosen, each with its reason.
 
     Args:
         candidates: ``float32`` first; then at most one quantized.
         wanted: a precision that is forced, or ``auto``.
-        budget_points: how many points the quantized one may lose.
 
     Raises:
-        CheckError: the forced precision cannot be used, or loses more than the budget.
+        CheckError: the forced precision cannot be used or breaks the budget, or float32 is left and too large.
     """
     plain = candidates[0]
     if len(candidates) == 1:
+        _check_size(plain, budget)
         return (plain.model_copy(update={"chosen": True, "reason": _alone(wanted)}),)
     quantized = candidates[1]
-    objection = _objection(quantized, plain, budget_points, forced=wanted == quantized.precision)
-    if wanted == quantized.precision and objection:
+    forced = wanted == quantized.precision
+    objection = _objection(quantized, plain, budget, forced=forced)
+    if forced and objection:
         raise CheckError(
             f"{quantized.precision} was asked for but {objection}",
             hint="allow more with --max-drop, give better calibration samples, or let --precision auto decide",
         )
     if objection:
+        _check_size(plain, budget)
         return (
             plain.model_copy(update={"chosen": True, "reason": f"{quantized.precision} {objection}"}),
             quantized.model_copy(update={"reason": objection}),
@@ -44,32 +60,47 @@ def choose(candidates: Sequence[Candidate], wanted: Wanted, budget_points: float
     )
 
 
-_Test = Callable[[Candidate, Candidate, float], bool]
-_Words = Callable[[Candidate, Candidate, float], str]
+_Test = Callable[[Candidate, Candidate, Budget], bool]
+_Words = Callable[[Candidate, Candidate, Budget], str]
 
 # What speaks against the quantized candidate `q` beside the float one `f` with budget `b`; the first that holds counts.
+# The last row is waived when that precision is asked for.
 _OBJECTIONS: tuple[tuple[_Test, _Words], ...] = (
     (lambda q, f, b: bool(q.failure),             lambda q, f, b: f"cannot be used: {q.failure}"),
+    (lambda q, f, b: _too_large(q, b),            lambda q, f, b: f"has {q.size_bytes} bytes, allowed {b.size_bytes}"),
     (lambda q, f, b: q.drop_points is None,       lambda q, f, b: "was not measured"),
-    (lambda q, f, b: (q.drop_points or 0.0) > b,  lambda q, f, b: f"loses {q.drop_points:.2f} points of {b:g} allowed"),
+    (lambda q, f, b: _drop(q) > b.drop_points,    lambda q, f, b: f"loses {_drop(q):.2f} of {b.drop_points:g} points"),
+    (lambda q, f, b: not _pays(q, f),             lambda q, f, b: "is neither smaller nor faster"),
 )  # fmt: skip
 
 
-def _objection(quantized: Candidate, plain: Candidate, budget_points: float, *, forced: bool) -> str:
-    for holds, words in _OBJECTIONS:
-        if holds(quantized, plain, budget_points):
-            return words(quantized, plain, budget_points)
-    if not forced and not _smaller(quantized, plain) and not _faster(quantized, plain):
-        return "is neither smaller nor faster"
+def _objection(quantized: Candidate, plain: Candidate, budget: Budget, *, forced: bool) -> str:
+    for holds, words in _OBJECTIONS[:-1] if forced else _OBJECTIONS:
+        if holds(quantized, plain, budget):
+            return words(quantized, plain, budget)
     return ""
 
 
-def _smaller(a: Candidate, b: Candidate) -> bool:
-    return a.size_bytes is not None and b.size_bytes is not None and a.size_bytes < b.size_bytes
+def _check_size(plain: Candidate, budget: Budget) -> None:
+    if _too_large(plain, budget):
+        raise CheckError(
+            f"the float32 artifact has {plain.size_bytes} bytes, the profile allows {budget.size_bytes}",
+            hint="choose a larger box, or give calibration samples so that int8 can be tried",
+        )
 
 
-def _faster(a: Candidate, b: Candidate) -> bool:
-    return a.cpu_ms is not None and b.cpu_ms is not None and a.cpu_ms < _FASTER * b.cpu_ms
+def _too_large(candidate: Candidate, budget: Budget) -> bool:
+    return budget.size_bytes is not None and (candidate.size_bytes or 0) > budget.size_bytes
+
+
+def _drop(candidate: Candidate) -> float:
+    return candidate.drop_points or 0.0
+
+
+def _pays(a: Candidate, b: Candidate) -> bool:
+    smaller = a.size_bytes is not None and b.size_bytes is not None and a.size_bytes < b.size_bytes
+    faster = a.cpu_ms is not None and b.cpu_ms is not None and a.cpu_ms < _FASTER * b.cpu_ms
+    return smaller or faster
 
 
 def _alone(wanted: Wanted) -> str:
@@ -77,7 +108,7 @@ def _alone(wanted: Wanted) -> str:
 
 
 def _merits(quantized: Candidate, plain: Candidate) -> str:
-    words = [f"loses {max(quantized.drop_points or 0.0, 0.0):.2f} points"]
+    words = [f"loses {max(_drop(quantized), 0.0):.2f} points"]
     if quantized.size_bytes and plain.size_bytes:
         words.append(f"{quantized.size_bytes / plain.size_bytes:.2f} x the size")
     if quantized.cpu_ms and plain.cpu_ms:

@@ -16,9 +16,10 @@ from converters.recipe import Lock, Recipe
 from converters.report import Candidate, Report, SampleKind
 from converters.training import build as training_build
 from converters.work import Draft, Work
-from edgert import bundle, plugins, profiles
+from edgert import bundle, plugins
 from edgert.errors import CheckError, ModelError, UsageError
 from edgert.files import replacing
+from edgert.profiles import Profile
 from edgert.samples import Samples
 from edgert.values import digest, digest_file
 
@@ -40,12 +41,14 @@ class Request:
 
     Args:
         recipe: how; its digests of samples are filled in from the samples below.
+        profile: of that name.
         model: the file with the trained graph.
         calibrate, evaluate: samples, or None.
         weights: an ``.npz`` file whose arrays replace initializers of those names, or None.
     """
 
     recipe: Recipe
+    profile: Profile
     model: Path
     calibrate: Samples | None = None
     evaluate: Samples | None = None
@@ -105,7 +108,7 @@ def convert(request: Request, outputs: Outputs, *, progress: Progress | None = N
     """Turn a trained graph into a bundle, a source and a report.
 
     Raises:
-        UsageError: the request contradicts itself, or names a profile that does not exist.
+        UsageError: the request contradicts itself.
         ModelError: the model cannot be used.
         SamplesError: samples or weights cannot be used with the model.
         CheckError: a forced precision, or the training graph, fails its check; nothing was written.
@@ -113,24 +116,23 @@ def convert(request: Request, outputs: Outputs, *, progress: Progress | None = N
     """
     say = progress or (lambda text, done, total: None)
     outputs.check()
-    profile = profiles.load(request.recipe.profile)
     if request.recipe.precision == "int8" and request.calibrate is None:
         raise UsageError("int8 needs calibration samples", hint="give --calibrate samples.npz")
     with tempfile.TemporaryDirectory(prefix="edgert-convert-") as scratch:
         say(_STAGES[0], 0, len(_STAGES))
-        work = _imported(request, profile, Path(scratch))
+        work = _imported(request, Path(scratch))
         say(_STAGES[1], 1, len(_STAGES))
         work = _proven(work, request.model)
         say(_STAGES[2], 2, len(_STAGES))
         work = _quantized(work)
         say(_STAGES[3], 3, len(_STAGES))
-        recipe = work.recipe
-        candidates = search.choose(measure.candidates(work), recipe.precision, recipe.max_drop_points)
+        budget = search.Budget(work.recipe.max_drop_points, work.profile.limits.model_bytes)
+        candidates = search.choose(measure.candidates(work), work.recipe.precision, budget)
         say(_STAGES[4], 4, len(_STAGES))
         return _written(work, candidates, request, outputs)
 
 
-def _imported(request: Request, profile: profiles.Profile, folder: Path) -> Work:
+def _imported(request: Request, folder: Path) -> Work:
     prepared = isolate.prepare(request.model, folder, weights=request.weights)
     inputs, outputs = graph.inputs(prepared.imported), graph.outputs(prepared.imported)
     calibration = None if request.calibrate is None else data.whole(request.calibrate, inputs)
@@ -149,7 +151,7 @@ def _imported(request: Request, profile: profiles.Profile, folder: Path) -> Work
     digests = {name: digest(files[name]) if name in files else None for name in ("calibrate", "evaluate")}
     return Work(
         recipe=request.recipe.model_copy(update=digests),
-        profile=profile,
+        profile=request.profile,
         folder=folder,
         imported=prepared.imported,
         cleaned=prepared.cleaned,
@@ -174,7 +176,8 @@ def _proven(work: Work, path: Path) -> Work:
     found = measure.answers(artifacts, work.probe, work.folder)
     verdict, want = found["imported"]
     if want is None:
-        raise _unusable(path, verdict.stage, verdict.reason, made_up=work.probe_kind == "random")
+        reason = verdict.reason.replace(f"{work.folder}/", "")
+        raise _unusable(path, verdict.stage, reason, made_up=work.probe_kind == "random")
     verdict, have = found[FLOAT32.name]
     if have is not None and evaluate.same(have, want):
         return replace(work, reference=have, drafts=(Draft(FLOAT32, artifacts[FLOAT32.name]),))
@@ -207,6 +210,8 @@ def _quantized(work: Work) -> Work:
 
 
 def _planned(work: Work, scheme: Scheme) -> Precision:
+    if scheme.precision not in work.profile.precisions:
+        raise CheckError(f"profile {work.profile.name} does not execute {scheme.precision} well")
     if work.calibrate is None:
         raise CheckError("there are no calibration samples (--calibrate)")
     names = scheme.observed(work.cleaned)
@@ -266,6 +271,7 @@ def _source(work: Work, draft: Draft, text: bytes) -> source.Source:
     quantized = draft.precision.weights
     scheme: Scheme | None = plugins.load("converters.quantize", work.recipe.scheme) if quantized else None
     lock = Lock(
+        profile=work.profile,
         precision=draft.precision.name,
         scheme=work.recipe.scheme if scheme else "",
         observer=scheme.observer if scheme else "",

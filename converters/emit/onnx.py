@@ -1,5 +1,6 @@
 """ONNX: float as it is, 8-bit with QuantizeLinear and DequantizeLinear pairs, written by onnxruntime.quantization."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -63,13 +64,37 @@ def _quantized(model: onnx.ModelProto, precision: Precision) -> onnx.ModelProto:
             quantizer.quantize_model()
     except Exception as e:  # a rewriting library meets graphs it was not written for: float is still there
         raise CheckError(f"the quantizer gave up: {type(e).__name__}: {str(e)[:200]}") from e
-    written = quantizer.model.model
+    written: onnx.ModelProto = quantizer.model.model
     if not any(tensor.data_type == onnx.TensorProto.INT8 for tensor in written.graph.initializer):
         raise CheckError("the quantizer left every weight in float")
     del written.metadata_props[:]
     written.ClearField("producer_name")
     written.ClearField("producer_version")
+    _shorten_names(written.graph)
     return written
+
+
+def _shorten_names(emitted: onnx.GraphProto) -> None:
+    """Give everything inside the graph a short name: with scales and zero points, names are often a third of a file."""
+    if any(attribute.HasField("g") or attribute.graphs for node in emitted.node for attribute in node.attribute):
+        return  # branches refer to outer values by name
+    kept = {value.name for value in (*emitted.input, *emitted.output)}
+    short: dict[str, str] = {name: name for name in ("", *kept)}
+    fresh = (name for name in map("{:x}".format, itertools.count()) if name not in kept)
+
+    def renamed(name: str) -> str:
+        if name not in short:
+            short[name] = next(fresh)
+        return short[name]
+
+    for tensor in emitted.initializer:
+        tensor.name = renamed(tensor.name)
+    for node in emitted.node:
+        node.ClearField("name")
+        node.input[:] = [renamed(name) for name in node.input]
+        node.output[:] = [renamed(name) for name in node.output]
+    del emitted.value_info[:]
+    del emitted.quantization_annotation[:]
 
 
 # The quantizer wants a range for every tensor even where scale and zero point are given.

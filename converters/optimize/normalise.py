@@ -34,6 +34,7 @@ def normalise(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]
     for field in ("producer_name", "producer_version", "domain", "doc_string"):
         model.ClearField(field)
     del model.metadata_props[:]
+    del model.training_info[:]
     return infer_shapes(model), notes
 
 
@@ -65,9 +66,8 @@ def _raised(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
 
 
 def _drop_unused_domains(model: onnx.ModelProto) -> None:
-    used = {node.domain for node in graph.nodes(model.graph)} | {"", "ai.onnx"}
-    for function in model.functions:
-        used |= {node.domain for node in function.node} | {function.domain}
+    used = {node.domain for node in graph.nodes(model)} | {function.domain for function in model.functions}
+    used |= {"", "ai.onnx"}
     kept = [row for row in model.opset_import if row.domain in used]
     del model.opset_import[:]
     model.opset_import.extend(kept)

@@ -44,7 +44,7 @@ class _StaticInt8:
     Options: type[BaseModel] = _Options
 
     def options_for(self, profile: Profile) -> _Options:
-        return _Options(weight_bits=8 if _exact_products(profile) else 7)
+        return _Options(weight_bits=7 if profile.reduce_range else 8)
 
     def observed(self, model: onnx.ModelProto) -> tuple[str, ...]:
         types = graph.element_types(model)
@@ -84,10 +84,6 @@ def affine(found: Range) -> Quantization:
     if scale < 1e-30:
         return Quantization("uint8", 1.0, 0)
     return Quantization("uint8", scale, round(-low / scale))
-
-
-def _exact_products(profile: Profile) -> bool:
-    return profile.arch.startswith(("arm", "aarch")) or any("vnni" in name for name in profile.isa)
 
 
 def _quantizable(model: onnx.ModelProto) -> list[onnx.NodeProto]:
