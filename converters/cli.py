@@ -1,6 +1,6 @@
 """Verbs of the command line: convert, models, fit."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,9 +24,10 @@ def register(app: typer.Typer) -> None:
     models.command(name="list")(_list)
     models.command(name="make")(_make)
     app.add_typer(models, name="models")
-    from converters.training.cli import register as register_training
+    with suppress(ModuleNotFoundError):
+        from converters.training.cli import register as register_training
 
-    register_training(app)
+        register_training(app)
 
 
 def _convert(
