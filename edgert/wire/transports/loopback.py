@@ -45,8 +45,8 @@ class LoopbackBroker:
     def stop(self) -> None:
         """Break all connections and take no new ones."""
         self._up = False
-        for client in list(self._clients.values()):
-            self.drop(client.client_id)
+        for client in self._clients.values():
+            client.lost()
 
     def start(self) -> None:
         """Take connections again; clients connect by themselves."""
@@ -55,17 +55,19 @@ class LoopbackBroker:
             self.enter(client)
 
     def drop(self, client_id: str) -> None:
-        """Break one connection: its will is published."""
+        """Break one connection: its will is published, and the client connects again."""
         client = self._clients.get(client_id)
         if client is not None and client.linked:
             client.lost()
             self._publish_will(client)
+            asyncio.get_running_loop().call_soon(self._come_back, client)
 
     def enter(self, client: "LoopbackTransport") -> None:
-        """A client connects: whoever had its name is thrown off, and everything it subscribed to is made again."""
+        """A client connects; whoever had its name is thrown off and stays off."""
         other = self._clients.get(client.client_id)
         if other is not None and other is not client:
-            self.drop(client.client_id)
+            other.lost()
+            self._publish_will(other)
         self._clients[client.client_id] = client
         client.entered()
         for subscription in client.subscriptions:
@@ -98,6 +100,10 @@ class LoopbackBroker:
         for topic, payload in list(self._kept.items()):
             if matches(subscription.pattern, topic) and self._may(client.client_id, "read", topic):
                 client.take(subscription, Delivery(topic, payload, True), 1)
+
+    def _come_back(self, client: "LoopbackTransport") -> None:
+        if self._up and self._clients.get(client.client_id) is client and not client.linked:
+            self.enter(client)
 
     def _publish_will(self, client: "LoopbackTransport") -> None:
         if client.will is not None:

@@ -360,7 +360,7 @@ class _Connection:
     async def subscribe(self, entry: _Filter) -> None:
         properties = None
         if self._v5:
-            properties = Properties(PacketTypes.SUBSCRIBE)
+            properties = Properties(PacketTypes.SUBSCRIBE)  # type: ignore[no-untyped-call]
             properties.SubscriptionIdentifier = entry.ident
             code, mid = self._client.subscribe(
                 [(entry.pattern, SubscribeOptions(qos=entry.qos))], properties=properties
