@@ -6,10 +6,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Host", "cpu_seconds", "detect", "peak_rss_bytes", "rss_bytes"]
+__all__ = ["VNNI", "Host", "cpu_seconds", "detect", "peak_rss_bytes", "rss_bytes"]
 
 _FEATURE_KEYS = ("flags", "Features")
-_VNNI = frozenset({"avx512_vnni", "avx_vnni"})
+VNNI = frozenset({"avx512_vnni", "avx_vnni"})
+"""CPU features that sum 8-bit products in 32 bits in one instruction, so that nothing saturates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Host:
     @property
     def vnni(self) -> bool:
         """Whether 8-bit products are summed in 32 bits in one instruction, so that nothing saturates."""
-        return bool(self.features & _VNNI)
+        return bool(self.features & VNNI)
 
 
 def detect(root: Path = Path("/")) -> Host:

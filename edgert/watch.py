@@ -125,8 +125,9 @@ class _Watch:
         return self.peak_rss_bytes > self.memory_bytes
 
     def _obituary(self, code: int) -> str:
-        words = self.complained.decode("utf-8", "replace").strip().splitlines()
-        last = f": {words[-1].strip()[:200]}" if words else ""
+        lines = [line.strip() for line in self.complained.decode("utf-8", "replace").splitlines()]
+        words = [line for line in lines if line and not line.startswith(("INFO", "W0", "I0"))]  # a runtime's chatter
+        last = f": {words[-1][:200]}" if words else ""
         if code == -signal.SIGKILL:
             return "was killed, as the kernel does when memory runs out" + last
         if code < 0:

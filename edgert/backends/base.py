@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
+from edgert.errors import BackendError
 from edgert.manifest import Training
 from edgert.values import Feeds, TensorSpec, Weights
 
@@ -19,6 +21,7 @@ __all__ = [
     "SessionOptions",
     "TrainingBackend",
     "TrainingSession",
+    "check_feeds",
 ]
 
 
@@ -137,3 +140,28 @@ class TrainingBackend(Protocol):
             BackendError: the graph cannot be opened or does not fit `training`.
         """
         ...
+
+
+def check_feeds(specs: Sequence[TensorSpec], feeds: Feeds) -> None:
+    """Every input is there, nothing else is, and each array has the type and shape asked for.
+
+    Raises:
+        BackendError: it is not so; the message names the input.
+    """
+    if len(feeds) != len(specs) or any(spec.name not in feeds for spec in specs):
+        names = [spec.name for spec in specs]
+        missing = [name for name in names if name not in feeds]
+        unknown = sorted(set(feeds) - set(names))
+        what = f"the model needs the input {missing[0]!r}" if missing else f"the model has no input {unknown[0]!r}"
+        raise BackendError(f"{what} (its inputs: {', '.join(names)})")
+    for spec in specs:
+        array = feeds[spec.name]
+        if not isinstance(array, np.ndarray):
+            raise BackendError(f"input {spec.name!r} must be an array, not {type(array).__name__}")
+        if array.dtype.name != spec.dtype and not (spec.dtype == "str" and array.dtype.kind in "OSU"):
+            raise BackendError(f"input {spec.name!r} must be {spec.dtype}, not {array.dtype.name}")
+        if array.ndim != len(spec.shape) or any(
+            want is not None and want != have for want, have in zip(spec.shape, array.shape, strict=True)
+        ):
+            want = "x".join("?" if size is None else str(size) for size in spec.shape) or "a scalar"
+            raise BackendError(f"input {spec.name!r} must have shape {want}, not {array.shape}")
