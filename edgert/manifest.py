@@ -110,6 +110,10 @@ class Training(_Value):
         state: optimizer state inputs, same order and shapes as `parameters`; start at zero.
         loss: name of the loss output, float32 [].
         correct: name of the output that counts right answers (weighted), float32 [].
+        classes: labels are 0 <= label < classes; None = unknown.
+
+    The results of a step are outputs named after their inputs: `next_parameters` and `next_state`. With a state of zero
+    the new state is the gradient of the loss.
     """
 
     batch_size: int = Field(ge=1)
@@ -121,6 +125,17 @@ class Training(_Value):
     state: tuple[str, ...]
     loss: str
     correct: str
+    classes: int | None = Field(default=None, ge=2)
+
+    @property
+    def next_parameters(self) -> tuple[str, ...]:
+        """Outputs with the new parameters: ``<parameter>.next``."""
+        return tuple(f"{name}.next" for name in self.parameters)
+
+    @property
+    def next_state(self) -> tuple[str, ...]:
+        """Outputs with the new optimizer state: ``<state>.next``."""
+        return tuple(f"{name}.next" for name in self.state)
 
 
 class Provenance(_Value):
