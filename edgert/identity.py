@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -23,7 +24,15 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from edgert.errors import RefusedError, UsageError
 from edgert.values import digest
 
-__all__ = ["Authority", "certificate_expiry", "certificate_name", "make_key", "make_request", "request_key_digest"]
+__all__ = [
+    "Authority",
+    "certificate_expiry",
+    "certificate_name",
+    "check_certificate",
+    "make_key",
+    "make_request",
+    "request_key_digest",
+]
 
 _BACKDATE = timedelta(hours=1)
 
@@ -52,6 +61,28 @@ def certificate_name(certificate: bytes) -> str:
     """The common name in a certificate (PEM)."""
     (name,) = x509.load_pem_x509_certificate(certificate).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(name.value)
+
+
+def check_certificate(certificate: bytes, *, authority: bytes, key: bytes, name: str) -> None:
+    """Refuse a certificate (PEM) that is not ours.
+
+    Args:
+        authority: certificate of the fleet's authority, PEM.
+        key: our private key, PEM.
+        name: what we must be called in it.
+
+    Raises:
+        RefusedError: not a certificate, not signed by the authority, for another key, or for another name.
+    """
+    try:
+        ours = x509.load_pem_x509_certificate(certificate)
+        ours.verify_directly_issued_by(x509.load_pem_x509_certificate(authority))
+    except (ValueError, TypeError, InvalidSignature) as e:
+        raise RefusedError("the certificate was not made by the fleet's authority") from e
+    if ours.public_key() != _load(key).public_key():
+        raise RefusedError("the certificate is for another key than ours")
+    if certificate_name(certificate) != name:
+        raise RefusedError(f"the certificate is for {certificate_name(certificate)[:80]!r}, this box is {name!r}")
 
 
 def certificate_expiry(certificate: bytes) -> datetime:

@@ -1,0 +1,148 @@
+"""What an agent remembers over power cuts: who it is, which assignment it follows, the latest time that is proven.
+
+::
+
+    identity/key.pem request.pem     made on the box, before anything is asked; 0600
+    identity/certificate.pem         given by the fleet
+    identity/ca.pem root.json device.json      copied from the kit: the broker, our name, the pinned TUF root
+    state.json                       the last accepted Desired, and the proven time
+    tuf/                             metadata of python-tuf
+    store/                           blobs and slots
+    journal/<model>.json             where the update of each model stands
+    federated/                       updates on offer
+    control/                         requests of the command line to a running agent
+"""
+
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+
+from edgert.errors import FaultError, StoreError
+from edgert.files import write_durable
+from edgert.wire.twin import Desired
+
+__all__ = ["Memory", "StateFolder"]
+
+logger = logging.getLogger(__name__)
+
+
+class Memory(BaseModel):
+    """What `state.json` holds.
+
+    Args:
+        profile: the kind of box it last ran as, for ``edgert agent status``.
+        desired: the last accepted assignment, or None.
+        not_before: the latest time a verified signature proved; time never goes back behind it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    format: Literal[1] = 1
+    profile: str = ""
+    desired: Desired | None = None
+    not_before: AwareDatetime | None = None
+
+    @property
+    def revision(self) -> int:
+        """Of the last accepted assignment; 0 before the first."""
+        return 0 if self.desired is None else self.desired.revision
+
+    def proven(self, now: datetime) -> datetime:
+        """The time to judge expiry with: the clock's, but never behind what signatures have proved."""
+        return now if self.not_before is None else max(now, self.not_before)
+
+    def accepted(self, desired: Desired) -> "Memory":
+        """With `desired` as the last accepted assignment; its time of issue is proven by its signature."""
+        issued = desired.issued if self.not_before is None else max(self.not_before, desired.issued)
+        return self.model_copy(update={"desired": desired, "not_before": issued})
+
+
+class StateFolder:
+    """The folder of one agent.
+
+    Args:
+        root: made when it does not exist, closed to others.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.identity = root / "identity"
+        self.tuf = root / "tuf"
+        self.store = root / "store"
+        self.journal = root / "journal"
+        self.federated = root / "federated"
+        self.control = root / "control"
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            for folder in (self.identity, self.tuf, self.journal, self.federated, self.control):
+                folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as e:
+            raise StoreError(f"cannot use {root}: {e.strerror}", hint="check --state, the disk and its rights") from e
+
+    def memory(self) -> Memory:
+        """What was remembered last; empty when there is nothing or it is damaged.
+
+        A damaged file costs nothing but the protection against an older assignment until the next one arrives.
+        """
+        path = self.root / "state.json"
+        try:
+            return Memory.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return Memory()
+        except (OSError, ValidationError) as e:
+            logger.error("%s is damaged and was left out: %s", path, type(e).__name__)
+            return Memory()
+
+    def remember(self, memory: Memory) -> None:
+        """Keep `memory` durably.
+
+        Raises:
+            StoreError: the disk is full or read-only.
+        """
+        write_durable(self.root / "state.json", memory.model_dump_json().encode(), mode=0o600)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for one process.
+
+        Raises:
+            FaultError: an agent runs on it.
+        """
+        with self._lock_file() as handle:
+            if not _taken(handle):
+                raise FaultError(
+                    f"an agent is running on {self.root}", hint="stop it first, or give another --state folder"
+                )
+            yield
+
+    def held(self) -> bool:
+        """Whether an agent runs on the folder."""
+        with self._lock_file() as handle:
+            return not _taken(handle)
+
+    @contextmanager
+    def _lock_file(self) -> Iterator[int]:
+        handle = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            yield handle
+        finally:
+            os.close(handle)
+
+
+def _taken(handle: int) -> bool:
+    """Whether the lock is ours now; someone who only looks holds it for a moment, hence several attempts."""
+    for _ in range(5):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.02)
+        else:
+            return True
+    return False

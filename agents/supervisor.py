@@ -1,0 +1,215 @@
+"""Owns everything on the box: the inference child, the way to the fleet, the update machines, the participant.
+
+The box answers from its active slots before the broker is looked for, and goes on when any of the others breaks.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+
+from agents.config import AgentConfig
+from agents.control import Control
+from agents.enroll import Identity, Transports
+from agents.participant import Participant
+from agents.report import model_states
+from agents.state import StateFolder
+from agents.update.assignments import Assignments
+from agents.update.box import Box
+from agents.update.group import Updates
+from agents.update.trust import Trust
+from agents.uplink import Handler, Uplink
+from edgert import __version__, host, trial
+from edgert.clock import Clock
+from edgert.errors import EdgeRTError
+from edgert.serving.worker import Worker
+from edgert.store import SlotName, Store
+from edgert.wire import topics
+from edgert.wire.transports.base import Delivery
+from edgert.wire.twin import Desired, Reported
+
+__all__ = ["Supervisor"]
+
+logger = logging.getLogger(__name__)
+
+_RESTART_S = 5.0
+
+
+class Supervisor:
+    """One box.
+
+    Args:
+        profile: name of its profile; it takes bundles of that one only.
+    """
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        state: StateFolder,
+        identity: Identity,
+        *,
+        profile: str,
+        transports: Transports,
+        clock: Clock,
+    ) -> None:
+        self._config = config
+        self._state = state
+        self._identity = identity
+        self._profile = profile
+        self._store = Store(state.store)
+        self._worker = Worker(host=config.serve_host, port=config.serve_port, store=state.store)
+        self._uplink = Uplink(identity, transports, clock)
+        trust = Trust(
+            state.tuf,
+            identity.root,
+            self._uplink.fetcher,
+            self._store,
+            lambda: state.memory().proven(clock.now()),
+        )
+        box = Box(
+            store=self._store,
+            authority=trust,
+            blobs=self._uplink.fetcher,
+            loader=self._worker,
+            trial=partial(trial.run_bundle, timeout_s=config.trial_timeout_s, memory_bytes=config.trial_memory_bytes),
+            profiles=(profile,),
+            socs=host.detect().boards,
+            tell=self._uplink.tell,
+            changed=self._uplink.changed,
+            activated=self._activated,
+            clock=clock,
+        )
+        self._updates = Updates(box, state.journal)
+        self._assignments = Assignments(
+            identity.device,
+            trust,
+            state,
+            follow=self._follow,
+            changed=self._uplink.changed,
+            now=clock.now,
+        )
+        self._participant = Participant(
+            identity.device,
+            trust,
+            self._store,
+            state.federated,
+            config.examples,
+            self._uplink,
+            clock=clock,
+            proven=lambda: state.memory().proven(clock.now()),
+            memory_bytes=config.training_memory_bytes,
+        )
+        self._control = Control(state.control, self._updates, lambda: state.memory().revision)
+
+    async def run(self, stop: asyncio.Event, ready: Callable[[str], None] = lambda endpoint: None) -> None:
+        """Serve, and follow the fleet, until `stop` is set.
+
+        Args:
+            ready: told the endpoint once the active models answer.
+
+        Raises:
+            ServeError: the inference endpoint cannot start (its port is busy).
+        """
+        await self._worker.start()
+        try:
+            await self._load_active()
+            ready(self._worker.endpoint)
+            async with asyncio.TaskGroup() as tasks:
+                owned = [
+                    tasks.create_task(self._kept(name, run))
+                    for name, run in {
+                        "inference": self._worker.run,
+                        "updates": self._updates.run,
+                        "assignments": self._assignments.run,
+                        "participant": self._participant.run,
+                        "control": self._control.run,
+                        "uplink": lambda: self._uplink.run(self),
+                    }.items()
+                ]
+                await stop.wait()
+                logger.info("stopping")
+                for task in owned:
+                    task.cancel()
+        finally:
+            await self._worker.stop()
+
+    # What the uplink asks of us
+
+    def handlers(self) -> Mapping[str, Handler]:
+        device = self._identity.device
+        return {
+            topics.device(device, "desired"): self._take_desired,
+            topics.device(device, "fl/in"): self._participant.take_round,
+            topics.device(device, "ack"): self._participant.take_request,
+            topics.JOBS: self._participant.take_job,
+        }
+
+    def reported(self) -> Reported:
+        memory = self._state.memory()
+        received, sent = self._uplink.traffic
+        models = model_states(self._store, self._updates.states())
+        refusal = self._assignments.refusal
+        if refusal.error:
+            told = {"error": refusal.error, "hint": refusal.hint}
+            models = {name: one if one.error else one.model_copy(update=told) for name, one in models.items()}
+        return Reported(
+            device=self._identity.device,
+            agent=__version__,
+            profile=self._profile,
+            revision=memory.revision,
+            endpoint=self._worker.endpoint,
+            models=models,
+            free_bytes=self._store.free_bytes(),
+            received_bytes=received,
+            sent_bytes=sent,
+        )
+
+    async def connected(self) -> None:
+        self._updates.nudge()
+        await self._participant.connected()
+
+    # Parts
+
+    async def _take_desired(self, delivery: Delivery) -> None:
+        self._assignments.receive(delivery.payload)
+
+    def _follow(self, desired: Desired) -> None:
+        self._updates.assign(desired.models, desired.revision)
+
+    def _activated(self, model: str) -> None:
+        self._uplink.changed()
+        self._participant.activated(model)
+
+    async def _load_active(self) -> None:
+        """Answer from the active slots; where one cannot be loaded, from the other."""
+        for model in self._store.models():
+            name = self._store.active(model)
+            if name is None or await self._loaded(model, name):
+                continue
+            other: SlotName = "B" if name == "A" else "A"
+            if await self._loaded(model, other):
+                self._store.switch(model, other)
+                logger.error("slot %s of %s cannot be loaded; went back to slot %s", name, model, other)
+
+    async def _loaded(self, model: str, name: SlotName) -> bool:
+        try:
+            slot = self._store.slot(model, name)
+            if slot is None:
+                return False
+            await self._worker.load(model, slot.version, slot.digest)
+        except EdgeRTError as e:
+            logger.error("slot %s of %s cannot be loaded: %s", name, model, e.message)
+            return False
+        logger.info("%s %s answers from slot %s", model, slot.version, name)
+        return True
+
+    async def _kept(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        """Run a part for as long as the agent runs; one that breaks must not take the others down."""
+        while True:
+            try:
+                await run()
+            except EdgeRTError as e:
+                logger.error("%s stopped: %s", name, e.message)
+            except Exception:
+                logger.exception("%s broke", name)
+            await asyncio.sleep(_RESTART_S)
