@@ -25,7 +25,7 @@ __all__ = ["SERVER_NAME", "ClaimRights", "acl", "choose_user", "configuration", 
 SERVER_NAME: Final = "ota-server"
 """Common name of the server's own certificate."""
 
-_MESSAGE_LIMIT_BYTES = 1 << 20
+_PACKET_LIMIT_BYTES = 1 << 20
 _QUEUED_MESSAGES = 1000
 _QUEUED_BYTES = 16 << 20
 
@@ -57,7 +57,7 @@ def configuration(home: Home) -> str:
         "allow_anonymous false",
         "persistence false",
         "set_tcp_nodelay true",
-        f"message_size_limit {_MESSAGE_LIMIT_BYTES}",
+        f"max_packet_size {_PACKET_LIMIT_BYTES}",
         f"max_queued_messages {_QUEUED_MESSAGES}",
         f"max_queued_bytes {_QUEUED_BYTES}",
         "log_dest stderr",

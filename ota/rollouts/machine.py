@@ -7,7 +7,7 @@ report into events only for devices that are under way.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from edgert.errors import UsageError
 
@@ -118,8 +118,10 @@ class Revert:
 
 Event: TypeAlias = Start | Chosen | Installed | Failed | Superseded
 Effect: TypeAlias = AskStrategy | Assign | Revert
-Guard: TypeAlias = Callable[[Rollout, Event], bool]
-Action: TypeAlias = Callable[[Rollout, Event], tuple[Mapping[str, DeviceStatus], list[Effect]]]
+Devices: TypeAlias = Mapping[str, DeviceStatus]
+Guard: TypeAlias = Callable[[Rollout, Any], bool]
+"""Whether a row accepts an event; its second argument is the event type of the row."""
+Action: TypeAlias = Callable[[Rollout, Any], tuple[Devices, list[Effect]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,65 +156,59 @@ def _reason(event: Event) -> str:
     return event.reason if isinstance(event, Superseded) else ""
 
 
-def _device(rollout: Rollout, event: Event) -> DeviceStatus | None:
-    return rollout.devices.get(event.device) if isinstance(event, Installed | Failed) else None
-
-
 def _always(rollout: Rollout, event: Event) -> bool:
     return True
 
 
-def _some(rollout: Rollout, event: Event) -> bool:
+def _some(rollout: Rollout, event: Chosen) -> bool:
     waiting = {name for name, status in rollout.devices.items() if status is DeviceStatus.WAITING}
-    return isinstance(event, Chosen) and bool(event.devices) and event.devices <= waiting and not _under_way(rollout)
+    return bool(event.devices) and event.devices <= waiting and not _under_way(rollout)
 
 
-def _none(rollout: Rollout, event: Event) -> bool:
-    return isinstance(event, Chosen) and not event.devices and not _under_way(rollout)
+def _none(rollout: Rollout, event: Chosen) -> bool:
+    return not event.devices and not _under_way(rollout)
 
 
-def _open(rollout: Rollout, event: Event) -> bool:
-    return _device(rollout, event) is DeviceStatus.ASSIGNED and len(_under_way(rollout)) > 1
+def _open(rollout: Rollout, event: Installed) -> bool:
+    return _assigned(rollout, event) and len(_under_way(rollout)) > 1
 
 
-def _last(rollout: Rollout, event: Event) -> bool:
-    return _device(rollout, event) is DeviceStatus.ASSIGNED and len(_under_way(rollout)) == 1
+def _last(rollout: Rollout, event: Installed) -> bool:
+    return _assigned(rollout, event) and len(_under_way(rollout)) == 1
 
 
-def _assigned(rollout: Rollout, event: Event) -> bool:
-    return _device(rollout, event) is DeviceStatus.ASSIGNED
+def _assigned(rollout: Rollout, event: Installed | Failed) -> bool:
+    return rollout.devices.get(event.device) is DeviceStatus.ASSIGNED
 
 
 def _under_way(rollout: Rollout) -> list[str]:
     return [name for name, status in rollout.devices.items() if status is DeviceStatus.ASSIGNED]
 
 
-def _nothing(rollout: Rollout, event: Event) -> tuple[Mapping[str, DeviceStatus], list[Effect]]:
+def _nothing(rollout: Rollout, event: Event) -> tuple[Devices, list[Effect]]:
     return rollout.devices, []
 
 
-def _ask(rollout: Rollout, event: Event) -> tuple[Mapping[str, DeviceStatus], list[Effect]]:
+def _ask(rollout: Rollout, event: Event) -> tuple[Devices, list[Effect]]:
     return rollout.devices, [AskStrategy()]
 
 
-def _assign(rollout: Rollout, event: Event) -> tuple[Mapping[str, DeviceStatus], list[Effect]]:
-    chosen = sorted(event.devices) if isinstance(event, Chosen) else []
+def _assign(rollout: Rollout, event: Chosen) -> tuple[Devices, list[Effect]]:
+    chosen = sorted(event.devices)
     devices = {**rollout.devices, **dict.fromkeys(chosen, DeviceStatus.ASSIGNED)}
     return devices, [Assign(device) for device in chosen]
 
 
-def _done(rollout: Rollout, event: Event) -> tuple[Mapping[str, DeviceStatus], list[Effect]]:
-    device = event.device if isinstance(event, Installed) else ""
-    return {**rollout.devices, device: DeviceStatus.DONE}, []
+def _done(rollout: Rollout, event: Installed) -> tuple[Devices, list[Effect]]:
+    return {**rollout.devices, event.device: DeviceStatus.DONE}, []
 
 
-def _done_ask(rollout: Rollout, event: Event) -> tuple[Mapping[str, DeviceStatus], list[Effect]]:
+def _done_ask(rollout: Rollout, event: Installed) -> tuple[Devices, list[Effect]]:
     return _done(rollout, event)[0], [AskStrategy()]
 
 
-def _revert(rollout: Rollout, event: Event) -> tuple[Mapping[str, DeviceStatus], list[Effect]]:
-    device = event.device if isinstance(event, Failed) else ""
-    return {**rollout.devices, device: DeviceStatus.FAILED}, [Revert(device)]
+def _revert(rollout: Rollout, event: Failed) -> tuple[Devices, list[Effect]]:
+    return {**rollout.devices, event.device: DeviceStatus.FAILED}, [Revert(event.device)]
 
 
 TRANSITIONS: Final = (
