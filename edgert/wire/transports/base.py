@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, Self
 
-__all__ = ["Broker", "Delivery", "Subscription", "Transport", "Will"]
+from edgert.errors import UsageError
+
+__all__ = ["Broker", "Delivery", "Subscription", "Transport", "Will", "check_message", "matches"]
 
 logger = logging.getLogger(__name__)
 
 _HELD_LIMIT_BYTES: Final = 16 << 20
 _HELD_LIMIT_MESSAGES: Final = 10_000
+_TOPIC_LIMIT_BYTES: Final = 65_535
+_PAYLOAD_LIMIT_BYTES: Final = (256 << 20) - 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,3 +177,28 @@ class Transport(Protocol):
     async def close(self) -> None:
         """Disconnect in order (no last will); iterators end."""
         ...
+
+
+def matches(pattern: str, topic: str) -> bool:
+    """Whether an MQTT pattern (``+`` one level, ``#`` the rest) covers a topic."""
+    wanted, levels = pattern.split("/"), topic.split("/")
+    if topic.startswith("$") and wanted[0] in ("+", "#"):
+        return False
+    for position, level in enumerate(wanted):
+        if level == "#":
+            return True
+        if position >= len(levels) or level not in ("+", levels[position]):
+            return False
+    return len(wanted) == len(levels)
+
+
+def check_message(topic: str, payload: bytes) -> None:
+    """Refuse what no broker would take.
+
+    Raises:
+        UsageError: not a topic one can publish on, or too many bytes.
+    """
+    if not topic or len(topic.encode()) > _TOPIC_LIMIT_BYTES or set("+#\0") & set(topic):
+        raise UsageError(f"cannot publish on {topic[:120]!r}")
+    if len(payload) > _PAYLOAD_LIMIT_BYTES:
+        raise UsageError(f"{len(payload)} bytes are too many for one message on {topic}")

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import ClassVar, Final
 
 from edgert.errors import LinkError, UsageError
-from edgert.wire.transports.base import Broker, Delivery, Subscription, Will
+from edgert.wire.transports.base import Broker, Delivery, Subscription, Will, check_message, matches
 
-__all__ = ["LoopbackBroker", "LoopbackTransport", "matches", "plugin"]
+__all__ = ["LoopbackBroker", "LoopbackTransport", "plugin"]
 
 Acl = Callable[[str, str, str], bool]
 """``(client_id, "read" | "write", topic)`` -> allowed. A forbidden message vanishes, as Mosquitto does it."""
@@ -156,8 +156,7 @@ class LoopbackTransport:
 
     async def publish(self, topic: str, payload: bytes, *, retain: bool = False, qos: int = 1) -> None:
         self._require_open()
-        if not topic or "+" in topic or "#" in topic:
-            raise UsageError(f"cannot publish on {topic[:120]!r}")
+        check_message(topic, payload)
         if qos and not self.linked:
             await self._until_linked(f"a message on {topic}")
         if self.linked:
@@ -227,17 +226,6 @@ class LoopbackTransport:
     def _require_open(self) -> None:
         if self._closed or not self.generation:
             raise LinkError("the connection was closed" if self._closed else "not connected yet")
-
-
-def matches(pattern: str, topic: str) -> bool:
-    """Whether an MQTT pattern (``+`` one level, ``#`` the rest) covers a topic."""
-    wanted, levels = pattern.split("/"), topic.split("/")
-    for position, level in enumerate(wanted):
-        if level == "#":
-            return not topic.startswith("$") or position > 0
-        if position >= len(levels) or (level != "+" and level != levels[position]):
-            return False
-    return len(wanted) == len(levels)
 
 
 plugin = LoopbackTransport
