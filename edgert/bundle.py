@@ -20,8 +20,8 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgert.config import explain
-from edgert.errors import BundleError
-from edgert.files import replacing
+from edgert.errors import BundleError, UsageError
+from edgert.files import replacing, replacing_folder
 from edgert.manifest import Artifact, Digest, Manifest, Role
 from edgert.values import canonical_json, digest
 
@@ -143,16 +143,28 @@ class Bundle:
         return artifact
 
     def unpack(self, folder: Path) -> list[Path]:
-        """Write each artifact to ``folder/<role>/<file>`` and the manifest to ``folder/manifest.json``."""
-        written = [folder / "manifest.json"]
-        folder.mkdir(parents=True, exist_ok=True)
-        written[0].write_text(self.manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        for artifact in self.manifest.artifacts:
-            path = folder / artifact.role / artifact.file
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(self.read(artifact))
-            written.append(path)
-        return written
+        """Write each artifact to ``folder/<role>/<file>`` and the manifest to ``folder/manifest.json``; all or nothing.
+
+        Args:
+            folder: made when it does not exist; empty when it does.
+
+        Raises:
+            UsageError: the folder is not empty, or is no folder.
+            BundleError: an artifact is missing or damaged, or two have the same place.
+            StoreError: the disk is full or read-only.
+        """
+        places = {f"{artifact.role}/{artifact.file}": artifact for artifact in self.manifest.artifacts}
+        if len(places) != len(self.manifest.artifacts):
+            raise BundleError(f"bundle of {self.manifest.model}: two artifacts have the same role and file name")
+        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise UsageError(f"{folder} is not an empty folder", hint="name a folder that does not exist yet")
+        with replacing_folder(folder) as temporary:
+            text = self.manifest.model_dump_json(indent=2) + "\n"
+            (temporary / "manifest.json").write_text(text, encoding="utf-8")
+            for place, artifact in places.items():
+                (temporary / place).parent.mkdir(exist_ok=True)
+                (temporary / place).write_bytes(self.read(artifact))
+        return [folder / "manifest.json", *(folder / place for place in places)]
 
 
 def parse_image(data: bytes) -> Image:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -22,11 +23,11 @@ from edgert.backends.base import Session
 from edgert.errors import CheckError
 from edgert.values import Feeds, TensorSpec
 
-__all__ = ["Examination", "Stage", "Subject", "Verdict", "feeds_for_latency", "golden_feeds", "measure"]
+__all__ = ["Examination", "Runner", "Stage", "Subject", "Verdict", "feeds_for_latency", "golden_feeds", "measure"]
 
 Stage = Literal["load", "golden", "samples", "latency", "done"]
 
-Subject = tuple[str, Session, Sequence[Feeds]]
+Runner = tuple[str, Session, Sequence[Feeds]]
 """A label, an open session, and what it is fed in turn."""
 
 _FEEDS_FOR_LATENCY = 8
@@ -41,6 +42,8 @@ class Verdict(BaseModel):
         passed: every stage that was asked for went well.
         stage: the one that failed, or ``done``.
         reason: why it failed, one line.
+        file: name of the artifact that was opened.
+        backend: that opened it; `version` is that of the runtime behind it.
         load_ms: from the file to a session, the runtime's own start not counted.
         golden_error: largest absolute difference per output; the largest float where a value is not a number.
         latency_ms: median wall time of one run; None when it was not asked for.
@@ -54,6 +57,7 @@ class Verdict(BaseModel):
     passed: bool = False
     stage: Stage = "load"
     reason: str = ""
+    file: str = ""
     backend: str = ""
     version: str = ""
     load_ms: float = 0.0
@@ -62,6 +66,16 @@ class Verdict(BaseModel):
     cpu_ms: float | None = None
     peak_rss_bytes: int = 0
     nodes: dict[str, int] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is examined: an open session, and which file and backend it is."""
+
+    session: Session
+    file: str
+    backend: str
+    version: str
 
 
 class Examination:
@@ -78,21 +92,18 @@ class Examination:
         self._feeds: Sequence[Feeds] = ()
 
     @contextmanager
-    def opened(self, open_session: Callable[[], tuple[Session, str, str]]) -> Iterator[Session]:
-        """Stage `load`: a session for the length of the block.
-
-        Args:
-            open_session: gives the session, the backend's name and its version.
-        """
+    def opened(self, open_session: Callable[[], Subject]) -> Iterator[Session]:
+        """Stage `load`: a session for the length of the block."""
         self._enter("load")
         began = time.perf_counter()
-        session, backend, version = open_session()
+        subject = open_session()
         load_ms = (time.perf_counter() - began) * 1e3
         try:
-            self._learn(backend=backend, version=version, load_ms=load_ms, nodes=session.nodes_by_provider())
-            yield session
+            self._learn(file=subject.file, backend=subject.backend, version=subject.version, load_ms=load_ms)
+            self._learn(nodes=subject.session.nodes_by_provider())
+            yield subject.session
         finally:
-            session.close()
+            subject.session.close()
 
     def golden(self, session: Session, arrays: Mapping[str, NDArray[Any]], tolerance: Mapping[str, float]) -> None:
         """Stage `golden`: the vectors of a golden file.
@@ -132,8 +143,8 @@ class Examination:
     def latency(self, session: Session, rounds: int, deadline: float) -> None:
         """Stage `latency`: alone, on what the stages before were fed with."""
         self._enter("latency")
-        subject = (self.verdict.label, session, self._feeds or [_synthetic(session.inputs)])
-        wall_ms, cpu_ms = measure([subject], rounds, deadline)[self.verdict.label]
+        runner = (self.verdict.label, session, self._feeds or [_synthetic(session.inputs)])
+        wall_ms, cpu_ms = measure([runner], rounds, deadline)[self.verdict.label]
         self._learn(latency_ms=wall_ms, cpu_ms=cpu_ms)
 
     def concluded(self, reason: str = "") -> Verdict:
@@ -160,10 +171,10 @@ def feeds_for_latency(specs: Sequence[TensorSpec], samples: Path | None, golden:
     return [_synthetic(specs)]
 
 
-def measure(subjects: Sequence[Subject], rounds: int, deadline: float) -> dict[str, tuple[float, float]]:
+def measure(runners: Sequence[Runner], rounds: int, deadline: float) -> dict[str, tuple[float, float]]:
     """Median wall and CPU milliseconds of one run, by label.
 
-    The subjects take turns, each turn in another order, so that what disturbs the machine disturbs all of them alike.
+    The runners take turns, each turn in another order, so that what disturbs the machine disturbs all of them alike.
     A turn repeats short runs until it lasts about a millisecond. The first two turns warm up.
 
     Args:
@@ -171,11 +182,11 @@ def measure(subjects: Sequence[Subject], rounds: int, deadline: float) -> dict[s
         deadline: of `time.monotonic`; then the measurement ends with what it has, one run each at least.
     """
     repeats: dict[str, int] = {}
-    walls: dict[str, list[float]] = {label: [] for label, _, _ in subjects}
-    cpus: dict[str, list[float]] = {label: [] for label, _, _ in subjects}
+    walls: dict[str, list[float]] = {label: [] for label, _, _ in runners}
+    cpus: dict[str, list[float]] = {label: [] for label, _, _ in runners}
     for turn in range(-2, rounds):
-        shift = turn % len(subjects)
-        for label, session, feeds in [*subjects[shift:], *subjects[:shift]]:
+        shift = turn % len(runners)
+        for label, session, feeds in [*runners[shift:], *runners[:shift]]:
             if walls[label] and time.monotonic() > deadline:
                 continue
             if turn == 0:

@@ -167,9 +167,9 @@ def materialized(bundle: Bundle, artifact: Artifact) -> Iterator[Path]:
 
 def _joined(parts: Sequence[NDArray[Any]], rows: bool) -> NDArray[Any]:
     """The answers to all samples in one array; the axis of a batch of one becomes the axis of the samples."""
-    if rows and all(part.ndim and part.shape[0] == 1 for part in parts):
-        return np.concatenate(parts)
-    return np.stack(parts)
+    one_axis = rows and all(part.ndim and part.shape[0] == 1 for part in parts)
+    joined = np.concatenate(parts) if one_axis else np.stack(parts)
+    return joined.astype(np.str_) if joined.dtype.hasobject else joined
 
 
 def _open(bundle: Bundle, artifact: Artifact, options: SessionOptions) -> Opened:

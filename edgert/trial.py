@@ -21,14 +21,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgert import plugins, runtime, watch
 from edgert import samples as samples_file
-from edgert.backends.base import Availability, Session, SessionOptions
+from edgert.backends.base import Availability, SessionOptions
 from edgert.bundle import Bundle
 from edgert.errors import BackendError, CheckError, EdgeRTError, UsageError
-from edgert.examination import Examination, Stage, Subject, Verdict, feeds_for_latency, measure
+from edgert.examination import Examination, Runner, Stage, Subject, Verdict, feeds_for_latency, measure
 from edgert.store import Store
 from edgert.values import is_name
 
-__all__ = ["Contender", "Stage", "Verdict", "probe", "run", "run_bundle"]
+__all__ = ["Contender", "Stage", "Verdict", "infer", "probe", "run", "run_bundle"]
 
 
 class _Value(BaseModel):
@@ -62,6 +62,7 @@ class _Request(_Value):
     rounds: int = 0
     store: Path | None = None
     bundle: str = ""
+    file: Path | None = None
     backend: str = ""
 
 
@@ -136,6 +137,24 @@ def run_bundle(
         kind="bundle", timeout_s=timeout_s, rounds=rounds, store=bundle_blobs.root.absolute(), bundle=bundle.digest
     )
     return _verdict(request, bundle.manifest.model, memory_bytes)
+
+
+def infer(
+    file: Path,
+    samples: Path,
+    outputs: Path,
+    *,
+    rounds: int = 20,
+    timeout_s: float = 600,
+    memory_bytes: int | None = None,
+) -> Verdict:
+    """Run a bundle file over samples; the answers are in ``outputs/bundle.npz``.
+
+    Raises:
+        TrialError: this machine cannot start a child process at all.
+    """
+    request = _Request(kind="bundle", timeout_s=timeout_s, file=file, samples=samples, outputs=outputs, rounds=rounds)
+    return _verdict(request, "bundle", memory_bytes)
 
 
 def probe(backend: str, timeout_s: float = 20) -> Availability:
@@ -240,27 +259,25 @@ def _check(request: _Request, tell: Tell, deadline: float) -> _Line:
 
 
 def _bundle(request: _Request, tell: Tell, deadline: float) -> _Line:
-    if request.store is None:
-        raise UsageError("the request names no store")
     examination = Examination("bundle", tell)
     try:
-        bundle = Bundle.load(Store(request.store), request.bundle)
-        examination = Examination(bundle.manifest.model, tell)
-        tolerance = bundle.manifest.golden.tolerance
-        untold = {tensor.name for tensor in bundle.manifest.outputs} - set(tolerance)
-        if untold:
-            raise CheckError(f"the manifest gives no tolerance for {sorted(untold)}")
+        bundle = (
+            Bundle.load(Store(request.store), request.bundle) if request.store else Bundle.open(_given(request.file))
+        )
 
         with suppress(BackendError):
             runtime.backend_for(bundle.require("infer").format)  # as above; another artifact may still do
 
-        def open_best() -> tuple[Session, str, str]:
+        def open_best() -> Subject:
             opened = runtime.open_bundle(bundle)
-            return opened.session, opened.backend, opened.version
+            return Subject(opened.session, opened.artifact.file, opened.backend, opened.version)
 
         with examination.opened(open_best) as session:
-            arrays = samples_file.load_arrays(io.BytesIO(bundle.read(bundle.require("golden"))))
-            examination.golden(session, arrays, tolerance)
+            if request.samples is None:
+                arrays = samples_file.load_arrays(io.BytesIO(bundle.read(bundle.require("golden"))))
+                examination.golden(session, arrays, _full_tolerance(bundle))
+            else:
+                examination.samples(session, request.samples, request.outputs)
             if request.rounds:
                 examination.latency(session, request.rounds, deadline)
     except Exception as e:  # the edge of the process, as above
@@ -268,13 +285,28 @@ def _bundle(request: _Request, tell: Tell, deadline: float) -> _Line:
     return _Line(verdict=examination.concluded())
 
 
+def _full_tolerance(bundle: Bundle) -> Mapping[str, float]:
+    """The tolerance per output; an output without one would not be judged."""
+    tolerance = bundle.manifest.golden.tolerance
+    untold = {tensor.name for tensor in bundle.manifest.outputs} - set(tolerance)
+    if untold:
+        raise CheckError(f"the manifest gives no tolerance for {sorted(untold)}")
+    return tolerance
+
+
+def _given(file: Path | None) -> Path:
+    if file is None:
+        raise UsageError("the request names no bundle")
+    return file
+
+
 def _latency(request: _Request, tell: Tell, deadline: float) -> _Line:
     tell("latency")
-    subjects: list[Subject] = []
+    runners: list[Runner] = []
     for contender in request.contenders:
-        session, _, _ = _open(contender)
-        subjects.append((contender.label, session, feeds_for_latency(session.inputs, request.samples, request.golden)))
-    return _Line(medians=measure(subjects, request.rounds, deadline))
+        session = _open(contender).session
+        runners.append((contender.label, session, feeds_for_latency(session.inputs, request.samples, request.golden)))
+    return _Line(medians=measure(runners, request.rounds, deadline))
 
 
 def _probe(request: _Request, tell: Tell, deadline: float) -> _Line:
@@ -282,10 +314,10 @@ def _probe(request: _Request, tell: Tell, deadline: float) -> _Line:
     return _Line(availability=runtime.available(request.backend))
 
 
-def _open(contender: Contender) -> tuple[Session, str, str]:
+def _open(contender: Contender) -> Subject:
     name, backend = runtime.backend_for(contender.format)
     session = backend.open(contender.path, SessionOptions(threads=contender.threads))
-    return session, name, runtime.available(name).version
+    return Subject(session, contender.path.name, name, runtime.available(name).version)
 
 
 def _why(error: Exception) -> str:
