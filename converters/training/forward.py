@@ -161,7 +161,7 @@ class _Graph:
     def _fold(self, node: onnx.NodeProto) -> bool:
         """Whether the node's output is a small constant by now; it is kept in that case."""
         if node.op_type == "Constant":
-            self._values[node.output[0]] = np.asarray(ReferenceEvaluator(node).run(None, {})[0])
+            self._values[node.output[0]] = _evaluated(node, {})
             return True
         if node.op_type == "Shape" and node.input[0] in self._shapes:
             attrs = attributes(node)
@@ -174,7 +174,7 @@ class _Graph:
         if len(node.output) != 1 or prod(self._shapes.get(node.output[0], (_FOLD_LIMIT + 1,))) > _FOLD_LIMIT:
             return False
         try:
-            self._values[node.output[0]] = np.asarray(ReferenceEvaluator(node).run(None, feeds)[0])
+            self._values[node.output[0]] = _evaluated(node, feeds)
         except (RuntimeError, ValueError, TypeError, NotImplementedError):
             return False
         return True
@@ -248,6 +248,11 @@ class _Graph:
             number += 1
             name = f"{stem}.{number}"
         return name
+
+
+def _evaluated(node: onnx.NodeProto, feeds: dict[str, Any]) -> NDArray[Any]:
+    results: Any = ReferenceEvaluator(node).run(None, feeds)
+    return np.asarray(results[0])
 
 
 def _first_line(error: BaseException) -> str:

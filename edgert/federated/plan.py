@@ -22,7 +22,7 @@ class LocalTraining(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     epochs: int = Field(default=1, ge=1, le=1000)
-    learning_rate: float = Field(default=0.05, gt=0, le=10)
+    learning_rate: float = Field(default=0.02, gt=0, le=10)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     seed: int = Field(default=7, ge=0)
 
