@@ -29,6 +29,9 @@ _POLL_S = 0.1
 _ota = typer.Typer(name="ota", help="Run a fleet: enrol boxes, publish models, roll them out.", no_args_is_help=True)
 _claims = typer.Typer(name="claims", help="One-time certificates that boxes enrol with.", no_args_is_help=True)
 _ota.add_typer(_claims)
+_federate = typer.Typer(
+    name="federate", help="Let devices learn without their examples leaving them.", no_args_is_help=True
+)
 
 HomeArgument = Annotated[Path, typer.Argument(help="Home folder of the fleet.", metavar="HOME")]
 
@@ -36,6 +39,7 @@ HomeArgument = Annotated[Path, typer.Argument(help="Home folder of the fleet.", 
 def register(app: typer.Typer) -> None:
     """Add the verbs of this application to the `edgert` command."""
     app.add_typer(_ota)
+    app.add_typer(_federate)
 
 
 @contextmanager
@@ -236,4 +240,95 @@ def _claims_list(home: HomeArgument, as_json: JsonFlag = False) -> None:
     table = Table("claim", "device", "state", "expires")
     for row in rows:
         table.add_row(row["claim"], row["device"], row["state"], row["expires"][:10])
+    stdout.print(table)
+
+
+@_federate.command("start")
+def _federate_start(
+    home: HomeArgument,
+    model: Annotated[str, typer.Option(help="Name of the model; its newest release is trained.")],
+    participants: Annotated[int, typer.Option(min=1, help="How many devices take part.")],
+    quorum: Annotated[int | None, typer.Option(min=1, help="How many updates are enough; default: all.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How many rounds.")] = 1,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the examples in one round.")] = 1,
+    learning_rate: Annotated[float, typer.Option(help="Of stochastic gradient descent.")] = 0.05,
+    momentum: Annotated[float, typer.Option(help="Of stochastic gradient descent.")] = 0.9,
+    deadline_s: Annotated[float, typer.Option(help="Seconds for joining, and for each round.")] = 120.0,
+    aggregator: Annotated[str, typer.Option(help="How many updates become one.")] = "fedavg",
+    profile: Annotated[str | None, typer.Option(help="Whose bundle is trained, if the release has several.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until it is published or aborted.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Begin a federated job: train, average, rebuild, check, publish, roll out."""
+    from ota.operations.actor import local_operator
+    from ota.operations.learn import federate_start
+
+    with _opened(home) as fleet:
+        result = federate_start(
+            fleet,
+            local_operator(),
+            model,
+            participants=participants,
+            quorum=quorum,
+            rounds=rounds,
+            deadline_s=deadline_s,
+            aggregator=aggregator,
+            profile=profile,
+            local={"epochs": epochs, "learning_rate": learning_rate, "momentum": momentum},
+        )
+        if wait:
+            result = _wait_for_job(fleet, result)
+    if result["phase"] == "ABORTED":
+        raise CheckError(f"job {result['job']} was aborted: {result['reason']}")
+    if not emit(result, as_json):
+        stdout.print(f"job {result['job']}: {result['phase']}")
+        if result["version"]:
+            stdout.print(f"  {model} version {result['version']}, accuracy {result['accuracy']:.4f}")
+
+
+def _wait_for_job(fleet: "Fleet", result: dict[str, Any]) -> dict[str, Any]:
+    from ota.operations.actor import local_operator
+    from ota.operations.learn import federate_status
+
+    rounds = int(result["rounds"])
+    wait_s = (rounds + 1) * float(result["deadline_s"]) + fleet.home.settings.rebuild_timeout_s
+    deadline = time.monotonic() + wait_s
+    with progress(f"job {result['job']}", rounds + 1) as advance:
+        while result["phase"] not in ("PUBLISHED", "ABORTED"):
+            if time.monotonic() > deadline:
+                raise LinkError(
+                    f"job {result['job']} is {result['phase']} after {wait_s:.0f} s",
+                    hint="is `edgert ota serve` running?",
+                )
+            time.sleep(_POLL_S)
+            (result,) = federate_status(fleet, local_operator(), result["job"])
+            part = len(result["received"]) / max(1, len(result["joined"]))
+            collecting = result["phase"] == "COLLECTING"
+            done = max(0, result["round"] - 1) + part if collecting else result["round"]
+            text = f"{len(result['joined'])} joined, {len(result['received'])} updates"
+            advance(done, rounds + 1, f"job {result['job']}, round {result['round']}: {result['phase']}, {text}")
+    return result
+
+
+@_federate.command("status")
+def _federate_status(
+    home: HomeArgument,
+    job: Annotated[str | None, typer.Option(help="One job; default: all.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show federated jobs."""
+    from ota.operations.actor import local_operator
+    from ota.operations.learn import federate_status
+
+    with _opened(home) as fleet:
+        rows = federate_status(fleet, local_operator(), job)
+    if emit({"jobs": rows}, as_json):
+        return
+    table = Table("job", "phase", "round", "joined", "received", "accuracy", "version", "reason")
+    for row in rows:
+        accuracy = "" if row["accuracy"] is None else f"{row['accuracy']:.4f}"
+        table.add_row(
+            row["job"], row["phase"], f"{row['round']}/{row['rounds']}", ", ".join(row["joined"]),
+            ", ".join(row["received"]), accuracy, str(row["version"] or ""), row["reason"],
+        )  # fmt: skip
     stdout.print(table)

@@ -17,6 +17,7 @@ from edgert.wire.transports.base import Broker, Delivery, Subscription, Transpor
 from ota import claims
 from ota.broker import SERVER_NAME
 from ota.config import Home
+from ota.coordinator import Coordinator
 from ota.downlink import Answers, Assignments
 from ota.fleet import Fleet
 from ota.ingest import LEAVES, Enrolment, Ingest
@@ -78,12 +79,14 @@ class _Server:
         self._answers = Answers(fleet, self._link)
         self._ingest = Ingest(fleet)
         self._enrolment = Enrolment(fleet, self._link)
+        self._coordinator = Coordinator(fleet, self._link)
         self._look = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._ingest.run(), name="ingest")
             group.create_task(self._answers.run(), name="answers")
+            group.create_task(self._coordinator.run(), name="coordinator")
             await self._subscribe(group)
             group.create_task(self._reconcile(), name="reconcile")
             group.create_task(self._upkeep(), name="upkeep")
@@ -94,6 +97,9 @@ class _Server:
         for leaf in LEAVES:
             subscription = await self._link.listen(topics.every_device(leaf))
             group.create_task(self._ingest.listen(subscription), name=f"listen {leaf}")
+        for leaf, take in (("put", self._coordinator.deliver), ("fl/out", self._coordinator.hear)):
+            subscription = await self._link.listen(topics.every_device(leaf), qos=0 if leaf == "put" else 1)
+            group.create_task(_each(subscription, take), name=f"listen {leaf}")
         subscription = await self._link.listen(topics.every_device("get"))
         group.create_task(_each(subscription, self._answers.ask), name="listen get")
         group.create_task(self._enrolment.run(await self._link.listen(topics.CLAIM_REQUESTS)), name="enrolment")
@@ -108,6 +114,7 @@ class _Server:
                 seen, generation = version, self._transport.generation
                 self._answers.known = await asyncio.to_thread(self._known)
                 await self._assignments.publish(everything=everything)
+                await self._coordinator.reconcile(everything=everything)
             await asyncio.sleep(_LOOK_S)
 
     async def _upkeep(self) -> None:

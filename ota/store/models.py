@@ -153,7 +153,10 @@ class RolloutDeviceRow(Base):
 
 
 class JobRow(Base):
-    """One federated job: the plan as JSON, and the coordinator's state as JSON after its last step."""
+    """One federated job: the plan as JSON, and the coordinator's state as JSON after its last step.
+
+    `accuracy` is that of the rebuilt model, `release_version` and `rollout` what became of it; 0 = nothing yet.
+    """
 
     __tablename__ = "jobs"
     name: Mapped[str] = mapped_column(primary_key=True)
@@ -164,9 +167,9 @@ class JobRow(Base):
     state: Mapped[str]
     phase: Mapped[str] = mapped_column(index=True)
     reason: Mapped[str] = mapped_column(default="")
-    weights: Mapped[str]
     accuracy: Mapped[float | None] = mapped_column(default=None)
     release_version: Mapped[int] = mapped_column(default=0)
+    rollout: Mapped[int] = mapped_column(default=0)
 
 
 class AuditRow(Base):

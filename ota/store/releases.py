@@ -6,7 +6,7 @@ from sqlalchemy.orm import Session
 from edgert.errors import UsageError
 from ota.store.models import BundleRow, ReleaseRow
 
-__all__ = ["bundle_for", "get", "latest_version"]
+__all__ = ["bundle_for", "get", "latest_version", "of_job"]
 
 
 def latest_version(session: Session, model: str) -> int:
@@ -37,3 +37,8 @@ def bundle_for(session: Session, model: str, version: int, profile: str) -> Bund
         .where(ReleaseRow.model == model, ReleaseRow.version == version, BundleRow.profile == profile)
     )
     return session.scalars(query).one_or_none()
+
+
+def of_job(session: Session, job: str) -> ReleaseRow | None:
+    """The release a federated job has made, or None."""
+    return session.scalars(select(ReleaseRow).where(ReleaseRow.job == job)).one_or_none()

@@ -1,0 +1,362 @@
+"""The shell around federated jobs: hears participants, fetches their updates, averages, rebuilds, publishes.
+
+What to do is decided by `edgert.federated.round`; the state is written down before anything of it is done, so that a
+killed server goes on with the same job (a round that was under way gets its whole time again).
+"""
+
+import asyncio
+import logging
+import shutil
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, Final
+
+from edgert import plugins
+from edgert.envelope import JOB_TYPE, sign
+from edgert.errors import BundleError, CheckError, EdgeRTError, LinkError, MessageError, SamplesError, WireError
+from edgert.federated import job as words
+from edgert.federated.aggregators.base import Aggregator
+from edgert.federated.job import FINAL, Contribution, Effect, Event, Job, Phase
+from edgert.federated.plan import Plan
+from edgert.federated.round import step
+from edgert.federated.update import Update, unpack_weights
+from edgert.samples import pack_arrays
+from edgert.store import Store
+from edgert.wire import topics
+from edgert.wire.link import Fetcher, Link
+from edgert.wire.messages.blob import Done, Get
+from edgert.wire.messages.federated import Decline, Invite, Join, Offer, RoundOver, decode_up
+from edgert.wire.transports.base import Delivery
+from ota import keys
+from ota.fleet import Fleet
+from ota.operations.actor import job_actor
+from ota.operations.release import publish
+from ota.operations.spread import rollout_start
+from ota.rebuild import Rebuilder, gate, rebuild
+from ota.store import BundleRow, devices, jobs, releases
+
+__all__ = ["Coordinator"]
+
+logger = logging.getLogger(__name__)
+
+_INBOX: Final = 10_000
+_EXAMPLES_LIMIT: Final = 1_000_000_000
+_ROOM_BYTES: Final = 1 << 20
+
+
+class Coordinator:
+    """Runs every job that is not finished.
+
+    Args:
+        fleet: the database, the stores, the keys.
+        link: to the broker.
+        rebuilder: turns a Source and weights into a bundle.
+    """
+
+    def __init__(self, fleet: Fleet, link: Link, rebuilder: Rebuilder = rebuild) -> None:
+        self._fleet = fleet
+        self._link = link
+        self._rebuilder = rebuilder
+        self._runs: dict[str, _Run] = {}
+        self._fetchers: dict[str, Fetcher] = {}
+        self._new: asyncio.Queue[_Run] = asyncio.Queue()
+        fleet.home.updates.mkdir(mode=0o700, exist_ok=True)
+
+    async def run(self) -> None:
+        """Run jobs until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                run = await self._new.get()
+                group.create_task(self._supervised(run), name=f"job {run.name}")
+
+    async def reconcile(self, *, everything: bool) -> None:
+        """Take up jobs that nobody runs yet.
+
+        Args:
+            everything: the broker may have lost what it kept.
+        """
+        if everything:
+            for run in self._runs.values():
+                run.put(words.Reconnected())
+        for name in await asyncio.to_thread(self._unfinished):
+            if name not in self._runs:
+                self._runs[name] = run = _Run(name, self._fleet, self._link, self._fetcher, self._rebuilder)
+                self._new.put_nowait(run)
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Hand in one frame of an update (``d/{id}/put``)."""
+        try:
+            device, _ = topics.device_of(delivery.topic)
+        except MessageError:
+            return
+        fetcher = self._fetchers.get(device)
+        if fetcher is not None:
+            fetcher.deliver(delivery.payload)
+
+    def hear(self, delivery: Delivery) -> None:
+        """Take in what a participant says (``d/{id}/fl/out``); who it is comes from the topic."""
+        try:
+            device, _ = topics.device_of(delivery.topic)
+            message = decode_up(delivery.payload)
+        except MessageError as e:
+            logger.warning("ignored a message on %s: %s", delivery.topic, e)
+            return
+        run = self._runs.get(message.job)
+        if run is None:
+            logger.debug("ignored a message of %s for job %s, which does not run", device, message.job)
+        else:
+            run.put(_event(device, message))
+
+    async def _supervised(self, run: "_Run") -> None:
+        try:
+            await run.run()
+        finally:
+            self._runs.pop(run.name, None)
+
+    def _fetcher(self, device: str) -> Fetcher:
+        async def ask(get: Get) -> None:
+            await self._link.send(topics.device(device, "ack"), get)
+
+        return self._fetchers.setdefault(device, Fetcher(ask, self._link.clock))
+
+    def _unfinished(self) -> list[str]:
+        with self._fleet.database.read() as session:
+            return [row.name for row in jobs.outside(session, [phase.value for phase in FINAL])]
+
+
+def _event(device: str, message: Join | Offer | Decline) -> Event:
+    if isinstance(message, Join):
+        return words.Joined(device)
+    if isinstance(message, Decline):
+        return words.Declined(device, message.round, message.reason)
+    contribution = Contribution(
+        digest=message.update, size_bytes=message.update_bytes, examples=message.examples, loss=message.loss
+    )
+    return words.Offered(device, message.round, contribution)
+
+
+class _Run:
+    """One job: an inbox of events, a state, and the tasks its effects have started."""
+
+    def __init__(
+        self, name: str, fleet: Fleet, link: Link, fetcher: Callable[[str], Fetcher], rebuilder: Rebuilder
+    ) -> None:
+        self.name = name
+        self._fleet = fleet
+        self._link = link
+        self._fetcher = fetcher
+        self._rebuilder = rebuilder
+        self._inbox: asyncio.Queue[Event] = asyncio.Queue(_INBOX)
+        self._updates = Store(fleet.home.updates / name)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._timed_round = -1
+        self._deadline_s = 0.0
+
+    def put(self, event: Event) -> None:
+        """Let an event wait for its turn."""
+        try:
+            self._inbox.put_nowait(event)
+        except asyncio.QueueFull:
+            logger.warning("job %s: dropped an event, too many are waiting", self.name)
+
+    async def run(self) -> None:
+        """Go on with the job until it is published or aborted."""
+        self._plan, self._job = await asyncio.to_thread(self._load)
+        self.put(words.Started() if self._job.phase is Phase.PLANNED else words.Resumed())
+        try:
+            async with asyncio.TaskGroup() as self._group:
+                while self._job.phase not in FINAL:
+                    await self._take(await self._inbox.get())
+                for task in self._tasks.values():
+                    task.cancel()
+        finally:
+            if self._job.phase in FINAL:
+                await asyncio.to_thread(self._clean_up)
+
+    async def _take(self, event: Event) -> None:
+        try:
+            after, effects = step(self._job, event)
+        except EdgeRTError as e:
+            logger.warning("job %s: %s", self.name, e)
+            return
+        if after != self._job:
+            await asyncio.to_thread(self._save, after)
+        if after.phase is not self._job.phase:
+            logger.info("job %s: %s%s", self.name, after.phase, f" ({after.reason})" if after.reason else "")
+        self._job = after
+        for effect in effects:
+            try:
+                await self._perform(effect)
+            except LinkError as e:
+                logger.warning("job %s: could not %s: %s", self.name, type(effect).__name__.lower(), e)
+
+    async def _perform(self, effect: Effect) -> None:
+        match effect:
+            case words.Announce():
+                key = keys.envelope_key(self._fleet.home.keys, "federation")
+                envelope = sign(JOB_TYPE, self._plan.encode(), key)
+                await self._link.send_raw(topics.job(self.name), envelope, retain=True)
+            case words.Withdraw():
+                await self._link.send_raw(topics.job(self.name), b"", retain=True)
+            case words.StartTimer(number):
+                self._start_timer(number)
+            case words.Invite(device):
+                await self._link.send(topics.device(device, "fl/in"), self._invitation())
+            case words.Fetch(device, contribution):
+                self._stop(f"fetch {device}")
+                self._start(f"fetch {device}", self._fetch(device, contribution, self._job))
+            case words.Confirm(device, digest):
+                await self._link.send(topics.device(device, "ack"), Done(name=digest))
+            case words.Close(device, number):
+                self._stop(f"fetch {device}")
+                await self._link.send(topics.device(device, "fl/in"), RoundOver(job=self.name, round=number))
+            case words.Average():
+                self._start("average", self._ended_by_errors(self._average(self._job)))
+            case words.Rebuild():
+                self._start("rebuild", self._ended_by_errors(self._rebuild()))
+            case words.Publish():
+                self._start("publish", self._ended_by_errors(self._publish()))
+
+    def _start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        if name in self._tasks and not self._tasks[name].done():
+            work.close()
+            return
+        self._tasks[name] = self._group.create_task(work, name=f"job {self.name}: {name}")
+
+    def _stop(self, name: str) -> None:
+        task = self._tasks.pop(name, None)
+        if task is not None:
+            task.cancel()
+
+    def _start_timer(self, number: int) -> None:
+        if number != self._timed_round:
+            self._timed_round = number
+            self._deadline_s = time.monotonic() + self._plan.deadline_s
+            self._stop("timer")
+            self._start("timer", self._wait(number))
+
+    async def _wait(self, number: int) -> None:
+        await asyncio.sleep(self._plan.deadline_s)
+        self.put(words.Deadline(number))
+
+    def _invitation(self) -> Invite:
+        return Invite(
+            job=self.name,
+            round=self._job.round,
+            weights=self._job.weights,
+            weights_bytes=self._job.weights_bytes,
+            deadline_s=max(0.1, self._deadline_s - time.monotonic()),
+        )
+
+    async def _fetch(self, device: str, part: Contribution, job: Job) -> None:
+        if part.size_bytes > 2 * job.weights_bytes + _ROOM_BYTES or part.examples > _EXAMPLES_LIMIT:
+            self.put(words.Refused(device, part.digest, f"{part.size_bytes} bytes, {part.examples} examples: too many"))
+            return
+        try:
+            await self._fetcher(device).fetch_blob(self._updates, part.digest, part.size_bytes)
+            await asyncio.to_thread(self._check, part, job)
+        except WireError as e:
+            logger.warning("job %s: the update of %s did not arrive: %s", self.name, device, e)
+            self.put(words.Lost(device, part.digest))
+        except (BundleError, CheckError, SamplesError) as e:
+            self.put(words.Refused(device, part.digest, e.message))
+        else:
+            self.put(words.Received(device, part.digest))
+
+    def _check(self, part: Contribution, job: Job) -> None:
+        Update(unpack_weights(self._updates.read(part.digest)), part.examples).check_against(
+            unpack_weights(self._fleet.store.read(job.weights))
+        )
+
+    async def _ended_by_errors(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except EdgeRTError as e:
+            self.put(words.Aborted(e.message))
+
+    async def _average(self, job: Job) -> None:
+        def average() -> words.Averaged:
+            aggregator: Aggregator = plugins.load("edgert.federated.aggregators", self._plan.aggregator)()
+            for _, part in sorted(job.received.items()):
+                aggregator.add(Update(unpack_weights(self._updates.read(part.digest)), part.examples))
+            packed = pack_arrays(aggregator.result(unpack_weights(self._fleet.store.read(job.weights))))
+            return words.Averaged(self._fleet.store.add(packed), len(packed))
+
+        self.put(await asyncio.to_thread(average))
+
+    async def _rebuild(self) -> None:
+        folder = self._folder()
+        if folder.exists():
+            await asyncio.to_thread(shutil.rmtree, folder)
+        folder.mkdir(mode=0o700, parents=True)
+        settings = self._fleet.home.settings
+        weights = folder / "weights.npz"
+        await asyncio.to_thread(shutil.copyfile, self._fleet.store.path(self._job.weights), weights)
+        worst = 1.0
+        for base in await asyncio.to_thread(self._base_bundles):
+            if base.source is None or base.accuracy is None:
+                raise CheckError(f"the bundle for {base.profile} cannot be rebuilt or judged")
+            rebuilt = await self._rebuilder(
+                self._fleet.sources.get(base.source),
+                weights,
+                folder / f"{base.profile}.edgert",
+                timeout_s=settings.rebuild_timeout_s,
+            )
+            gate(rebuilt.accuracy, base.accuracy, settings.gate_points)
+            worst = min(worst, rebuilt.accuracy)
+        await asyncio.to_thread(self._note, accuracy=worst)
+        self.put(words.Passed())
+
+    async def _publish(self) -> None:
+        version, rollout = await asyncio.to_thread(self._release)
+        await asyncio.to_thread(self._note, release_version=version, rollout=rollout)
+        self.put(words.Published())
+
+    # In a thread
+
+    def _release(self) -> tuple[int, int]:
+        actor = job_actor(self.name)
+        with self._fleet.database.read() as session:
+            made = releases.of_job(session, self.name)
+            profiles = {row.profile for row in self._base_bundles()}
+            names = [
+                row.id
+                for row in devices.every(session)
+                if row.profile in profiles and any(part.model == self._plan.model for part in row.assignments)
+            ]
+        if made is None:
+            bundles = sorted(self._folder().glob("*.edgert"))
+            version = int(publish(self._fleet, actor, bundles, job=self.name)["version"])
+        else:
+            version = made.version
+        rollout = rollout_start(self._fleet, actor, self._plan.model, version=version, names=names)
+        return version, int(rollout["rollout"])
+
+    def _base_bundles(self) -> list[BundleRow]:
+        with self._fleet.database.read() as session:
+            row = jobs.get(session, self.name)
+            return list(releases.get(session, row.model, row.base_version).bundles)
+
+    def _load(self) -> tuple[Plan, Job]:
+        with self._fleet.database.read() as session:
+            row = jobs.get(session, self.name)
+            return Plan.model_validate_json(row.plan), Job.model_validate_json(row.state)
+
+    def _save(self, job: Job) -> None:
+        with self._fleet.database.write() as session:
+            row = jobs.get(session, self.name)
+            row.state, row.phase, row.reason = job.model_dump_json(), job.phase.value, job.reason
+
+    def _note(self, **values: float) -> None:
+        with self._fleet.database.write() as session:
+            row = jobs.get(session, self.name)
+            for name, value in values.items():
+                setattr(row, name, value)
+
+    def _folder(self) -> Path:
+        return self._fleet.home.work / self.name
+
+    def _clean_up(self) -> None:
+        for folder in (self._updates.root, self._folder()):
+            shutil.rmtree(folder, ignore_errors=True)
