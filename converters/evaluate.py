@@ -54,7 +54,8 @@ def differences(answers: Answers, reference: Answers) -> dict[str, float]:
     """Largest absolute difference by output; values that are not finite on both sides count as equal."""
     found = {}
     for name, want in reference.items():
-        gap = np.abs(answers[name].astype(np.float64) - want.astype(np.float64))
+        with np.errstate(invalid="ignore"):
+            gap = np.abs(answers[name].astype(np.float64) - want.astype(np.float64))
         gap = gap[np.isfinite(gap)]
         found[name] = float(gap.max()) if gap.size else 0.0
     return found

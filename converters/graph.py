@@ -29,17 +29,11 @@ __all__ = [
     "tensors",
 ]
 
-_MAX_DEPTH = 64
-
 
 def nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Every node, those of branches, loop bodies and functions included.
-
-    Raises:
-        ModelError: branches are nested deeper than any real model needs.
-    """
+    """Every node, those of branches, loop bodies and functions included (the file format bounds how deep they nest)."""
     for owner in (model.graph, *model.functions):
-        yield from _nodes(owner.node, 0)
+        yield from _nodes(owner.node)
 
 
 def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -56,14 +50,12 @@ def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
                 yield from _stored(branch)
 
 
-def _nodes(owned: Iterable[onnx.NodeProto], depth: int) -> Iterator[onnx.NodeProto]:
-    if depth > _MAX_DEPTH:
-        raise ModelError(f"the model nests branches more than {_MAX_DEPTH} deep")
+def _nodes(owned: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
     for node in owned:
         yield node
         for attribute in node.attribute:
             for branch in _branches(attribute):
-                yield from _nodes(branch.node, depth + 1)
+                yield from _nodes(branch.node)
 
 
 def _stored(owner: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

@@ -62,6 +62,8 @@ def _quantized(model: onnx.ModelProto, precision: Precision) -> onnx.ModelProto:
                 extra_options={"TensorQuantOverrides": _overrides(precision)},
             )
             quantizer.quantize_model()
+            quantizer.model.clean_initializers()
+            quantizer.model.topological_sort()
     except Exception as e:  # a rewriting library meets graphs it was not written for: float is still there
         raise CheckError(f"the quantizer gave up: {type(e).__name__}: {str(e)[:200]}") from e
     written: onnx.ModelProto = quantizer.model.model

@@ -57,7 +57,7 @@ def _raised(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     kept = {tensor.name for tensor in model.graph.initializer}
     try:
         raised = version_converter.convert_version(model, OPSET)
-    except (version_converter.ConvertError, RuntimeError, ValueError) as e:
+    except (version_converter.ConvertError, shape_inference.InferenceError, RuntimeError, ValueError) as e:
         reason = (str(e).strip().splitlines() or ["no reason given"])[0][:200]
         return model, (f"opset {before} could not be raised to {OPSET}: {reason}",)
     if not kept <= {tensor.name for tensor in raised.graph.initializer}:

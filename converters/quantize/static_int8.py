@@ -120,6 +120,8 @@ def _behind_rectifiers(model: onnx.ModelProto, ranges: Ranges, nodes: set[str]) 
         if node.op_type not in _RECTIFIERS or node.name not in nodes:
             continue
         before, after = node.input[0], node.output[0]
+        if node.op_type == "Relu" and after in ranges:
+            tightened[after] = Range(max(tightened[after].low, 0.0), max(tightened[after].high, 0.0))
         if uses[before] == 1 and before not in results and before in ranges and after in ranges:
             tightened[before] = tightened[after]
     return tightened
