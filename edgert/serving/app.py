@@ -55,6 +55,7 @@ def routes(plane: Dataplane, *, body_limit_bytes: int = BODY_LIMIT_BYTES) -> Fas
         title="EdgeRT inference endpoint",
         version=__version__,
         description="Open Inference Protocol v2. Every error is `{error, hint}`.",
+        swagger_ui_parameters={"validatorUrl": "none"},  # the page must not ask the open web for a badge
         responses={"4XX": {"model": openapi.Problem, "description": "What went wrong, and what to do about it."}},
     )
     _health(app, plane)
