@@ -1,6 +1,5 @@
 """The verb `edgert demo` and its table."""
 
-import os
 import signal
 import tempfile
 import threading
@@ -74,5 +73,4 @@ def _wait_for_signal() -> None:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    while not stop.wait(3600):
-        os.sched_yield()
+    stop.wait()
