@@ -307,10 +307,22 @@ def _explained(failure: OSError | ValueError, where: str) -> LinkError:
     return LinkError(f"cannot connect to {where}: {failure}", hint=_HINT_REACH)
 
 
+class _HandshakeSocket(ssl.SSLSocket):
+    """A TLS socket that is closed when its handshake fails; paho forgets it then."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise
+
+
 def _tls(broker: Broker) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=broker.ca)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.sslsocket_class = _HandshakeSocket
         if broker.certificate is not None:
             context.load_cert_chain(broker.certificate, broker.key)
     except OSError as e:
