@@ -216,6 +216,9 @@ class Fetcher:
                     for offset in await sink.save():
                         receiver.commit(offset)
                     saved_s = now
+        except TransferError:
+            await sink.save()  # the next attempt goes on from here
+            raise
         finally:
             del self._pulls[receiver.transfer]
             await pull.close()
@@ -323,10 +326,10 @@ class _Partial:
     @classmethod
     def open(cls, store: Store, digest: str, size_bytes: int) -> Self:
         path = store.partial(digest)
-        have = _read_have(path, size_bytes)
-        left_bytes = size_bytes - len(have) * CHUNK_BYTES
+        left_bytes = size_bytes - (path.stat().st_blocks * 512 if path.exists() else 0)
         if store.free_bytes() < left_bytes + _SPARE_BYTES:
             raise StoreError(f"{digest} needs {left_bytes} bytes more than the disk has", hint="make room on the disk")
+        have = _read_have(path, size_bytes)
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             os.ftruncate(handle, size_bytes)

@@ -107,7 +107,8 @@ def accept(desired: Desired, *, device: str, revision: int, now: datetime) -> De
         now: proven or system time.
 
     Raises:
-        RefusedError: foreign, older than what we have, not yet valid, or expired.
+        RefusedError: foreign, older than what we have, expired, or issued after its own end. One that was issued later
+            than `now` is accepted: a box without a clock of its own wakes up in the past.
     """
     if desired.device != device:
         raise RefusedError(f"the assignment is for device {desired.device}, this is {device}")
