@@ -81,7 +81,9 @@ def array(tensor: onnx.TensorProto) -> NDArray[Any]:
     try:
         return np.asarray(numpy_helper.to_array(tensor))
     except (ValueError, TypeError, KeyError, OverflowError) as e:
-        raise ModelError(f"tensor {tensor.name[:80]!r} of the model is damaged: {e}") from e
+        raise ModelError(
+            f"tensor {tensor.name[:80]!r} of the model is damaged: {e}", hint="export the model again"
+        ) from e
 
 
 def inputs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
@@ -188,7 +190,9 @@ def _spec(value: onnx.ValueInfoProto, kind: str) -> TensorSpec:
     try:
         dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
     except (KeyError, ValueError, TypeError) as e:
-        raise ModelError(f"{kind} {value.name[:80]!r} has an unknown element type {tensor.elem_type}") from e
+        raise ModelError(
+            f"{kind} {value.name[:80]!r} has an unknown element type {tensor.elem_type}", hint="export it again"
+        ) from e
     if tensor.elem_type == onnx.TensorProto.STRING or dtype.kind not in "fiub":
         raise ModelError(f"{kind} {value.name[:80]!r} holds no plain numbers", hint="keep text outside the model")
     sizes = (

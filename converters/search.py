@@ -7,7 +7,7 @@ from converters.recipe import Wanted
 from converters.report import Candidate
 from edgert.errors import CheckError
 
-__all__ = ["Budget", "choose"]
+__all__ = ["Budget", "choose", "denied"]
 
 _FASTER = 0.95
 """Below this ratio of CPU time a candidate counts as faster; closer is noise."""
@@ -44,10 +44,7 @@ def choose(candidates: Sequence[Candidate], wanted: Wanted, budget: Budget) -> t
     forced = wanted == quantized.precision
     objection = _objection(quantized, plain, budget, forced=forced)
     if forced and objection:
-        raise CheckError(
-            f"{quantized.precision} was asked for but {objection}",
-            hint="allow more with --max-drop, give better calibration samples, or let --precision auto decide",
-        )
+        raise denied(quantized.precision, objection)
     if objection:
         _check_size(plain, budget)
         return (
@@ -57,6 +54,14 @@ def choose(candidates: Sequence[Candidate], wanted: Wanted, budget: Budget) -> t
     return (
         plain.model_copy(update={"reason": f"{quantized.precision} keeps the accuracy budget"}),
         quantized.model_copy(update={"chosen": True, "reason": _merits(quantized, plain)}),
+    )
+
+
+def denied(precision: str, objection: str) -> CheckError:
+    """The error when a precision was asked for and cannot be had."""
+    return CheckError(
+        f"{precision} was asked for but {objection}",
+        hint="allow more with --max-drop, give better calibration samples, or let --precision auto decide",
     )
 
 

@@ -112,7 +112,7 @@ def _read(path: Path) -> dict[str, bytes]:
                 if len(parts[info.name]) != info.size:
                     raise BundleError(f"{path} is truncated", hint="copy it again")
     except FileNotFoundError as e:
-        raise BundleError(f"there is no file {path}") from e
+        raise BundleError(f"there is no file {path}", hint="check the path") from e
     except (OSError, tarfile.TarError, ValueError, EOFError) as e:
         raise BundleError(f"{path} is not a source: {e}", hint=_HINT) from e
     return parts

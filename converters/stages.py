@@ -205,6 +205,8 @@ def _quantized(work: Work) -> Work:
         precision = _planned(work, scheme)
         draft = Draft(precision, _emitter().emit(work.cleaned, precision, work.profile))
     except CheckError as e:
+        if work.recipe.precision == scheme.precision:
+            raise search.denied(scheme.precision, f"cannot be used: {e.message}") from e
         draft = Draft(Precision(scheme.precision), failure=e.message)
     return replace(work, drafts=(*work.drafts, draft))
 

@@ -12,6 +12,8 @@ from edgert.samples import load_arrays
 
 __all__ = ["put"]
 
+_HINT = "weights go by initializer name; `edgert unpack` writes such a file"
+
 
 def put(model: onnx.ModelProto, path: Path) -> None:
     """Replace initializers of `model`, in place, by the arrays of the ``.npz`` file at `path`.
@@ -24,19 +26,22 @@ def put(model: onnx.ModelProto, path: Path) -> None:
     """
     arrays = load_arrays(path)
     if not arrays:
-        raise SamplesError(f"{path} holds no weights")
+        raise SamplesError(f"{path} holds no weights", hint=_HINT)
     stored = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
     for name, value in arrays.items():
         if name not in stored:
             raise SamplesError(
                 f"{path}: the model has no float32 weight named {name[:80]!r}",
-                hint="weights go by initializer name; `edgert fit` and `edgert unpack` write such files",
+                hint=_HINT,
             )
         have = graph.array(stored[name])
         if value.dtype != np.float32 or value.shape != have.shape:
             raise SamplesError(
-                f"{path}: weight {name[:80]!r} is {value.dtype} {value.shape}, the model's is float32 {have.shape}"
+                f"{path}: weight {name[:80]!r} is {value.dtype} {value.shape}, the model's is float32 {have.shape}",
+                hint="the weights belong to another model",
             )
         if not np.isfinite(value).all():
-            raise SamplesError(f"{path}: weight {name[:80]!r} holds NaN or infinite values")
+            raise SamplesError(
+                f"{path}: weight {name[:80]!r} holds NaN or infinite values", hint="the training diverged"
+            )
         stored[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), name))

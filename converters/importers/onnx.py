@@ -41,9 +41,9 @@ def _read(path: Path) -> bytes:
             raise ModelError(f"{path} is larger than 2 GiB", hint="store its weights as external data")
         data = path.read_bytes()
     except FileNotFoundError as e:
-        raise ModelError(f"there is no file {path}") from e
+        raise ModelError(f"there is no file {path}", hint="check the path") from e
     except OSError as e:
-        raise ModelError(f"{path} cannot be read: {e.strerror or e}") from e
+        raise ModelError(f"{path} cannot be read: {e.strerror or e}", hint="check the path and its permissions") from e
     if not data:
         raise ModelError(f"{path} is empty", hint="copy or export it again")
     if data.startswith(_LFS):
@@ -57,7 +57,7 @@ def _parse(path: Path, data: bytes) -> onnx.ModelProto:
     if data[4:8] == b"TFL3":
         kind = "a TFLite file"
     if kind:
-        raise ModelError(f"{path} is not an ONNX model but {kind}")
+        raise ModelError(f"{path} is not an ONNX model but {kind}", hint="export the model to ONNX")
     try:
         model.ParseFromString(data)
     except DecodeError as e:
