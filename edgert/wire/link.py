@@ -2,20 +2,19 @@
 
 import asyncio
 import logging
-import os
 import secrets
-import struct
+from collections import deque
 from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import Final, Protocol, Self
+from contextlib import suppress
+from typing import Final, Protocol
 
 from edgert.clock import Clock
-from edgert.errors import BundleError, LinkError, MessageError, StoreError, TransferError
-from edgert.files import write_durable
+from edgert.errors import BundleError, LinkError, MessageError, TransferError
 from edgert.store import Store
 from edgert.wire.chunks import Bitmap, Receiver
 from edgert.wire.messages.base import Message
 from edgert.wire.messages.blob import CHUNK_BYTES, WINDOW_BYTES, Frame, Get
+from edgert.wire.partial import Partial
 from edgert.wire.transports.base import Subscription, Transport
 
 __all__ = ["Fetcher", "Link", "Progress"]
@@ -25,9 +24,6 @@ logger = logging.getLogger(__name__)
 _BATCH_BYTES: Final = WINDOW_BYTES // 2
 _BATCH_S: Final = 1.0
 _INBOX: Final = 4 * WINDOW_BYTES // CHUNK_BYTES
-_SPARE_BYTES: Final = 1 << 20
-_HAVE_HEADER: Final = struct.Struct(">4sQI")
-_HAVE_MAGIC: Final = b"EHV1"
 
 Progress = Callable[[int, int], None]
 """Called with the bytes that are durable and the size of the blob."""
@@ -110,10 +106,8 @@ class Fetcher:
             logger.debug("ignored a frame: %s", e)
             return
         pull = self._pulls.get(frame.transfer)
-        if pull is None or pull.inbox.full():
+        if pull is None or not pull.offer(frame):
             logger.debug("ignored a frame of transfer %x", frame.transfer)
-        else:
-            pull.inbox.put_nowait(frame)
 
     def lose(self) -> None:
         """Say that the connection was made anew: whatever was asked for is asked for again at once."""
@@ -169,7 +163,7 @@ class Fetcher:
         self, store: Store, digest: str, size_bytes: int, progress: Progress | None, deadline_s: float | None
     ) -> bool:
         """Fetch what is missing; returns whether the whole has to be fetched again."""
-        partial = await asyncio.to_thread(_Partial.open, store, digest, size_bytes)
+        partial = await asyncio.to_thread(Partial.open, store, digest, size_bytes)
         try:
             have = Bitmap(partial.have.count, partial.have.encode())
             resumed = len(have) > 0
@@ -196,26 +190,25 @@ class Fetcher:
         pull = self._pulls[receiver.transfer] = _Pull(receiver, self._ask)
         start_s = heard_s = saved_s = self._clock.monotonic()
         try:
-            while not receiver.finished:
+            while True:
                 now = self._clock.monotonic()
+                if pull.absorb(sink, now):  # before silence is judged: frames may have waited for the disk
+                    heard_s = now
                 pull.send(receiver.requests(now))
+                full = sink.held_bytes >= _BATCH_BYTES or now - saved_s > _BATCH_S
+                if sink.held_bytes and (full or receiver.finished or receiver.blocked):
+                    for offset in await sink.save():
+                        receiver.commit(offset)
+                    saved_s = self._clock.monotonic()
+                    continue
+                if receiver.finished:
+                    return
                 left_s = heard_s + self._stall_s - now
                 if deadline_s is not None:
                     left_s = min(left_s, start_s + deadline_s - now)
                 if left_s <= 0:
                     raise _stalled(receiver.name, now - start_s, now - heard_s)
-                frame = await pull.next_frame(min(left_s, receiver.due(now)))
-                now = self._clock.monotonic()
-                piece = None if frame is None else receiver.receive(frame, now)
-                if piece is not None:
-                    heard_s = now
-                    sink.take(*piece)
-                if sink.held_bytes and (
-                    sink.held_bytes >= _BATCH_BYTES or receiver.finished or receiver.blocked or now - saved_s > _BATCH_S
-                ):
-                    for offset in await sink.save():
-                        receiver.commit(offset)
-                    saved_s = now
+                await pull.wait(min(left_s, receiver.due(now), _BATCH_S))
         except TransferError:
             await sink.save()  # the next attempt goes on from here
             raise
@@ -229,13 +222,36 @@ class _Pull:
 
     def __init__(self, receiver: Receiver, ask: Callable[[Get], Awaitable[None]]) -> None:
         self.receiver = receiver
-        self.inbox: asyncio.Queue[Frame | None] = asyncio.Queue(_INBOX)
         self._ask = ask
         self._asking: dict[int, asyncio.Task[None]] = {}
+        self._inbox: deque[Frame] = deque()
+        self._changed = asyncio.Event()
+
+    def offer(self, frame: Frame) -> bool:
+        if len(self._inbox) >= _INBOX:
+            return False
+        self._inbox.append(frame)
+        self.wake()
+        return True
 
     def wake(self) -> None:
-        if self.inbox.empty():
-            self.inbox.put_nowait(None)
+        self._changed.set()
+
+    def absorb(self, sink: "_Sink", now: float) -> bool:
+        """Take in every frame that came; returns whether one brought something new."""
+        self._changed.clear()
+        news = False
+        while self._inbox:
+            piece = self.receiver.receive(self._inbox.popleft(), now)
+            if piece is not None:
+                news = True
+                sink.take(*piece)
+        return news
+
+    async def wait(self, timeout_s: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._changed.wait()
 
     def send(self, gets: list[Get]) -> None:
         for offset, task in list(self._asking.items()):
@@ -245,13 +261,6 @@ class _Pull:
         for get in gets:
             if get.offset not in self._asking:  # else the same request still waits for the connection
                 self._asking[get.offset] = asyncio.create_task(self._send(get))
-
-    async def next_frame(self, timeout_s: float) -> Frame | None:
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await self.inbox.get()
-        except TimeoutError:
-            return None
 
     async def close(self) -> None:
         for task in self._asking.values():
@@ -291,7 +300,7 @@ class _Memory:
 
 
 class _Disk:
-    def __init__(self, partial: "_Partial", size_bytes: int, progress: Progress | None) -> None:
+    def __init__(self, partial: Partial, size_bytes: int, progress: Progress | None) -> None:
         self.held_bytes = 0
         self._partial = partial
         self._size_bytes = size_bytes
@@ -314,71 +323,8 @@ class _Disk:
             self._progress(min(len(self._partial.have) * CHUNK_BYTES, self._size_bytes), self._size_bytes)
 
 
-class _Partial:
-    """A download on disk: the bitmap beside it names only chunks whose bytes were fsynced before."""
-
-    def __init__(self, path: Path, handle: int, size_bytes: int, have: Bitmap) -> None:
-        self.have = have
-        self._path = path
-        self._handle = handle
-        self._size_bytes = size_bytes
-
-    @classmethod
-    def open(cls, store: Store, digest: str, size_bytes: int) -> Self:
-        path = store.partial(digest)
-        left_bytes = size_bytes - (path.stat().st_blocks * 512 if path.exists() else 0)
-        if store.free_bytes() < left_bytes + _SPARE_BYTES:
-            raise StoreError(f"{digest} needs {left_bytes} bytes more than the disk has", hint="make room on the disk")
-        have = _read_have(path, size_bytes)
-        try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            os.ftruncate(handle, size_bytes)
-        except OSError as e:
-            raise _failed(path, e) from e
-        return cls(path, handle, size_bytes, have)
-
-    def save(self, pieces: list[tuple[int, bytes]]) -> None:
-        try:
-            for offset, data in pieces:
-                rest = memoryview(data)
-                while rest:
-                    written = os.pwrite(self._handle, rest, offset + len(data) - len(rest))
-                    rest = rest[written:]
-            os.fsync(self._handle)
-        except OSError as e:
-            raise _failed(self._path, e) from e
-        for offset, _ in pieces:
-            self.have.add(offset // CHUNK_BYTES)
-        header = _HAVE_HEADER.pack(_HAVE_MAGIC, self._size_bytes, CHUNK_BYTES)
-        write_durable(self._path.with_suffix(".have"), header + self.have.encode())
-
-    def close(self) -> None:
-        os.close(self._handle)
-
-
-def _read_have(path: Path, size_bytes: int) -> Bitmap:
-    count = -(-size_bytes // CHUNK_BYTES)
-    try:
-        raw = path.with_suffix(".have").read_bytes()
-        if path.stat().st_size == size_bytes and raw[: _HAVE_HEADER.size] == _HAVE_HEADER.pack(
-            _HAVE_MAGIC, size_bytes, CHUNK_BYTES
-        ):
-            return Bitmap(count, raw[_HAVE_HEADER.size :])
-    except FileNotFoundError:
-        return Bitmap(count)
-    except (OSError, ValueError) as e:
-        logger.warning("started the download of %s anew: %s", path.name, e)
-        return Bitmap(count)
-    logger.warning("started the download of %s anew: what is here does not fit", path.name)
-    return Bitmap(count)
-
-
 def _stalled(name: str, total_s: float, silent_s: float) -> TransferError:
     return TransferError(
         f"{name} did not arrive in {total_s:.0f} s, the last {silent_s:.0f} s brought nothing new",
         hint="is the sender running, and the broker reachable?",
     )
-
-
-def _failed(path: Path, error: OSError) -> StoreError:
-    return StoreError(f"cannot write {path}: {error.strerror or error}", hint="check the disk and its permissions")
