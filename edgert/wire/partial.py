@@ -7,6 +7,7 @@
 import logging
 import os
 import struct
+import threading
 from pathlib import Path
 from typing import Final, Self
 
@@ -26,13 +27,18 @@ _HAVE_MAGIC: Final = b"EHV1"
 
 
 class Partial:
-    """One download; blocking, for one thread at a time. `have` says which chunks are durable."""
+    """One download, blocking; `have` says which chunks are durable.
+
+    A `save` that a cancelled fetch left behind in its thread ends before `close` does, or never begins.
+    """
 
     def __init__(self, path: Path, handle: int, size_bytes: int, have: Bitmap) -> None:
         self.have = have
         self._path = path
         self._handle = handle
         self._size_bytes = size_bytes
+        self._lock = threading.Lock()
+        self._closed = False
 
     @classmethod
     def open(cls, store: Store, digest: str, size_bytes: int) -> Self:
@@ -59,23 +65,29 @@ class Partial:
         Raises:
             StoreError: the disk is full or failed; none of them counts.
         """
-        try:
-            for offset, data in pieces:
-                rest = memoryview(data)
-                while rest:
-                    written = os.pwrite(self._handle, rest, offset + len(data) - len(rest))
-                    rest = rest[written:]
-            os.fsync(self._handle)
-        except OSError as e:
-            raise _failed(self._path, e) from e
-        for offset, _ in pieces:
-            self.have.add(offset // CHUNK_BYTES)
-        header = _HAVE_HEADER.pack(_HAVE_MAGIC, self._size_bytes, CHUNK_BYTES)
-        write_durable(self._path.with_suffix(".have"), header + self.have.encode())
+        with self._lock:
+            if self._closed:
+                return
+            try:
+                for offset, data in pieces:
+                    rest = memoryview(data)
+                    while rest:
+                        written = os.pwrite(self._handle, rest, offset + len(data) - len(rest))
+                        rest = rest[written:]
+                os.fsync(self._handle)
+            except OSError as e:
+                raise _failed(self._path, e) from e
+            for offset, _ in pieces:
+                self.have.add(offset // CHUNK_BYTES)
+            header = _HAVE_HEADER.pack(_HAVE_MAGIC, self._size_bytes, CHUNK_BYTES)
+            write_durable(self._path.with_suffix(".have"), header + self.have.encode())
 
     def close(self) -> None:
         """Let go of the file; what was saved stays."""
-        os.close(self._handle)
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                os.close(self._handle)
 
 
 def _read_have(path: Path, size_bytes: int) -> Bitmap:

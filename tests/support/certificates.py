@@ -13,7 +13,7 @@ __all__ = ["Certificates"]
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """Everything lies in `folder`: ``ca.pem``, ``server.pem``, ``server.key``, ``<client>.pem``, ``<client>.key``."""
+    """Everything lies in `folder`: ``ca.pem``, ``broker.pem``, ``broker.key``, ``<client>.pem``, ``<client>.key``."""
 
     folder: Path
     authority: Authority
@@ -26,8 +26,8 @@ class Certificates:
         authority = Authority.create("test fleet", now)
         key, certificate = authority.issue_server(list(hosts), now, 10)
         (folder / "ca.pem").write_bytes(authority.certificate)
-        (folder / "server.key").write_bytes(key)
-        (folder / "server.pem").write_bytes(certificate)
+        (folder / "broker.key").write_bytes(key)
+        (folder / "broker.pem").write_bytes(certificate)
         return cls(folder, authority)
 
     def broker(self, name: str, port: int, host: str = "127.0.0.1") -> Broker:
@@ -54,8 +54,8 @@ set_tcp_nodelay true
 persistence false
 log_dest stderr
 cafile {folder}/ca.pem
-certfile {folder}/server.pem
-keyfile {folder}/server.key
+certfile {folder}/broker.pem
+keyfile {folder}/broker.key
 tls_version tlsv1.2
 require_certificate true
 use_identity_as_username true
