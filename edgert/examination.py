@@ -185,6 +185,8 @@ def measure(runners: Sequence[Runner], rounds: int, deadline: float) -> dict[str
     walls: dict[str, list[float]] = {label: [] for label, _, _ in runners}
     cpus: dict[str, list[float]] = {label: [] for label, _, _ in runners}
     for turn in range(-2, rounds):
+        if turn > -2 and time.monotonic() > deadline:
+            break
         shift = turn % len(runners)
         for label, session, feeds in [*runners[shift:], *runners[:shift]]:
             if walls[label] and time.monotonic() > deadline:

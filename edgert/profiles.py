@@ -9,12 +9,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from edgert.config import explain, read_toml
 from edgert.errors import ConfigError, UsageError
 from edgert.host import VNNI, Host
-from edgert.manifest import Name
+from edgert.values import is_name
 
 __all__ = ["Limits", "Match", "Profile", "Speed", "load", "match", "names"]
 
@@ -53,6 +53,12 @@ class Speed(_Written):
     ratio: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
+def _checked_name(name: str) -> str:
+    if not is_name(name):
+        raise ValueError("the file's name may hold lower-case letters, digits, '.', '_' and '-'")
+    return name
+
+
 class Profile(_Written):
     """What a kind of box can do; what is unknown is left out.
 
@@ -67,7 +73,7 @@ class Profile(_Written):
         precisions: that its runtimes execute well, in order of preference.
     """
 
-    name: Name
+    name: Annotated[str, AfterValidator(_checked_name)]
     description: str
     arch: Literal["any", "x86_64", "aarch64", "armv7l"] = "any"
     cores: Annotated[int, Field(gt=0)] | None = None

@@ -144,6 +144,8 @@ class Store:
             text = (self._model(model) / "active").read_text(encoding="ascii").strip()
         except FileNotFoundError:
             return None
+        except UnicodeDecodeError:
+            text = ""
         if text in ("A", "B"):
             return "A" if text == "A" else "B"
         raise StoreError(f"the slot pointer of model {model} is damaged")

@@ -181,6 +181,8 @@ def _delegates(options: SessionOptions) -> tuple[list[Any], Any]:
                 f"TFLite has no provider {name!r}",
                 hint=f"it has {_XNNPACK} and {_CPU}; an external delegate needs the option `library`: its path",
             )
+        if not Path(library).is_file():
+            raise BackendError(f"delegate {name!r}: there is no file {library}")
         try:
             delegates.append(runtime.load_delegate(library, settings))
         except _FAILURES as e:

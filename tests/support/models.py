@@ -12,7 +12,7 @@ from edgert.manifest import Artifact, Golden, Manifest, Provenance, Tensor
 from edgert.samples import pack_arrays
 from edgert.values import digest
 
-__all__ = ["bundle_file", "cnn", "huge", "mlp", "mlp_answer", "write"]
+__all__ = ["bundle_file", "cnn", "endless", "huge", "mlp", "mlp_answer", "write"]
 
 FEATURES, HIDDEN, CLASSES = 4, 8, 3
 
@@ -79,6 +79,33 @@ def huge(elements: int) -> onnx.ModelProto:
         helper.make_node("Add", ["x", "sum"], ["y"]),
     ]
     return _finished(nodes, ("x", [1]), ("y", [1]), [shape])
+
+
+def endless() -> onnx.ModelProto:
+    """A loop of 2**62 steps: input `x` [1] - output `y` [1]."""
+    state = [
+        helper.make_tensor_value_info("step", TensorProto.INT64, []),
+        helper.make_tensor_value_info("again", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("before", TensorProto.FLOAT, [1]),
+    ]
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["again"], ["more"]),
+            helper.make_node("Sin", ["before"], ["after"]),
+        ],
+        "body",
+        state,
+        [
+            helper.make_tensor_value_info("more", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("after", TensorProto.FLOAT, [1]),
+        ],
+    )
+    constants = [
+        numpy_helper.from_array(np.array(2**62, np.int64), "steps"),
+        numpy_helper.from_array(np.array(True), "yes"),
+    ]
+    loop = helper.make_node("Loop", ["steps", "yes", "x"], ["y"], body=body)
+    return _finished([loop], ("x", [1]), ("y", [1]), constants)
 
 
 def write(model: onnx.ModelProto, path: Path) -> Path:
