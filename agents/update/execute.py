@@ -24,6 +24,7 @@ from edgert.bundle import Bundle, Image, parse_image
 from edgert.errors import (
     BundleError,
     EdgeRTError,
+    FaultError,
     LinkError,
     MessageError,
     NotFoundError,
@@ -94,8 +95,7 @@ class Updater:
         """Resume from the journal, then follow assignments until cancelled."""
         await self._follow(Event(kind="resumed"))
         while True:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._rest_s())
+            await _waited(self._wake, self._rest_s())
             retry = not self._wake.is_set() or self._nudged.is_set()
             self._wake.clear()
             self._nudged.clear()
@@ -218,13 +218,14 @@ class Updater:
         if self.state.attempts:
             self._nudged.clear()
             pause_s = min(self._box.retry_s, 2.0 ** min(self.state.attempts - 1, 10))
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._nudged.wait(), pause_s * random.uniform(0.5, 1))  # noqa: S311 - jitter
+            await _waited(self._nudged, pause_s * random.uniform(0.5, 1))  # noqa: S311 - jitter
         return await work()
 
     async def _check(self) -> Event:
         assignment = self._assignment()
-        image = parse_image(await self._box.authority.image(assignment))
+        content = await self._box.authority.image(assignment)
+        await asyncio.to_thread(self._box.store.add, content)
+        image = parse_image(content)
         size = image.config.size
         if size > _MANIFEST_LIMIT_BYTES:
             raise BundleError(f"the manifest of {assignment.model} claims {size} bytes")
@@ -290,7 +291,7 @@ class Updater:
     async def _switch(self) -> Event:
         assignment = self._assignment()
         if self.state.slot is None:
-            raise StoreError(f"nothing was staged for {assignment.model}")
+            raise FaultError(f"nothing was staged for {assignment.model}")
         await asyncio.to_thread(self._box.store.switch, assignment.model, self.state.slot)
         await self._box.loader.load(assignment.model, assignment.version, assignment.digest)
         logger.info("activated %s %s in slot %s", assignment.model, assignment.version, self.state.slot)
@@ -317,7 +318,7 @@ class Updater:
 
     def _assignment(self) -> Assignment:
         if self.state.assignment is None:
-            raise StoreError(f"the journal of {self.state.model} names no assignment")
+            raise FaultError(f"the journal of {self.state.model} names no assignment")
         return self.state.assignment
 
     def _image(self) -> Image:
@@ -388,6 +389,12 @@ def _stopped(state: State, error: StoreError) -> State:
             "failures": state.failures + 1,
         }
     )
+
+
+async def _waited(event: asyncio.Event, longest_s: float | None) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(longest_s):
+            await event.wait()
 
 
 def _disk_bytes(path: Path) -> int:

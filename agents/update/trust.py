@@ -102,9 +102,7 @@ class Trust:
                 )
         if self._store.has(assignment.digest):
             return self._store.read(assignment.digest)
-        data = await self._fetch(target, assignment.target)
-        await asyncio.to_thread(self._store.add, data)
-        return data
+        return await self._fetch(target, assignment.target)
 
     async def fleet_keys(self) -> FleetKeys:
         """The keys that may sign envelopes, from fresh metadata.
