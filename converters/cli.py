@@ -1,6 +1,6 @@
 """Verbs of the command line: convert, models, fit."""
 
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,15 +19,14 @@ _DEFAULT_DROP = 1.0
 
 def register(app: typer.Typer) -> None:
     """Add the verbs of this application to the `edgert` command."""
+    from converters.training import cli as training
+
     app.command(name="convert")(_convert)
     models = typer.Typer(help="Networks of the model library.", no_args_is_help=True)
     models.command(name="list")(_list)
     models.command(name="make")(_make)
     app.add_typer(models, name="models")
-    with suppress(ModuleNotFoundError):
-        from converters.training.cli import register as register_training
-
-        register_training(app)
+    training.register(app)
 
 
 def _convert(

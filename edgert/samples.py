@@ -53,7 +53,7 @@ class Samples:
         arrays = {spec.name: self._fitted(spec) for spec in specs}
         for i in range(len(self)):
             yield {
-                spec.name: arrays[spec.name][i]
+                spec.name: arrays[spec.name][i, ...]
                 if arrays[spec.name].ndim == len(spec.shape) + 1
                 else arrays[spec.name][i : i + 1]
                 for spec in specs

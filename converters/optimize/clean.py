@@ -1,6 +1,6 @@
 """A smaller graph that computes the same: constants folded, batch norms fused, dead ends dropped (onnxslim)."""
 
-import logging
+from collections import Counter
 
 import onnx
 import onnxslim
@@ -11,7 +11,6 @@ from converters.quiet import quiet
 
 __all__ = ["clean"]
 
-logger = logging.getLogger(__name__)
 
 _NODE_LIMIT = 5000
 _FOLD_LIMIT_BYTES = 16 << 20
@@ -37,7 +36,17 @@ def clean(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     del slim.metadata_props[:]
     slim.ClearField("producer_name")
     slim.ClearField("producer_version")
+    _flatten_biases(slim.graph)
     return infer_shapes(slim), ()
+
+
+def _flatten_biases(main: onnx.GraphProto) -> None:
+    """Give biases of `Gemm` that are stored as [1, n] the shape [n]: quantizers expect them so."""
+    uses = Counter(name for node in main.node for name in node.input)
+    biases = {node.input[2] for node in main.node if node.op_type == "Gemm" and len(node.input) > 2}
+    for tensor in main.initializer:
+        if tensor.name in biases and uses[tensor.name] == 1 and len(tensor.dims) == 2 and tensor.dims[0] == 1:
+            del tensor.dims[0]
 
 
 def _same_face(a: onnx.ModelProto, b: onnx.ModelProto) -> bool:

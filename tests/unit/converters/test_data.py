@@ -27,3 +27,10 @@ def test_packing_keeps_types_and_labels_and_leaves_the_rest_out() -> None:
     arrays = load_arrays(io.BytesIO(data.pack(samples, [_SPEC])))
     assert arrays.keys() == {"image", "labels"}
     assert arrays["image"].dtype == np.uint8
+
+
+def test_scalar_inputs_are_fed_as_arrays() -> None:
+    rate = TensorSpec("rate", "int64", ())
+    made = data.whole(Samples({"rate": np.array([8000, 16000])}), [rate])
+    assert made.inputs["rate"].tolist() == [8000, 16000]
+    assert all(isinstance(feed["rate"], np.ndarray) and feed["rate"].shape == () for feed in made.feeds([rate]))

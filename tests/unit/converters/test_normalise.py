@@ -55,6 +55,15 @@ def test_cleaning_keeps_names_and_free_sizes_of_inputs_and_outputs() -> None:
     assert [spec.name for spec in graph.outputs(after)] == ["scores"]
 
 
+def test_biases_of_one_row_become_vectors() -> None:
+    model = models.mlp()
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "b1")
+    bias.dims[:] = [1, *bias.dims]
+    after, _ = clean(normalise(model)[0])
+    assert all(len(value.shape) != 2 or value.shape[0] != 1 for value in graph.float_weights(after).values())
+    onnx.checker.check_model(after, full_check=True)
+
+
 def test_very_long_graphs_are_left_as_they_are() -> None:
     model = onnx_models.chain(5001)
     same, notes = clean(model)
