@@ -61,6 +61,7 @@ def trainables(forward: Forward) -> Trainables:
         if rule is None:
             if active.intersection(node.input) or _holds_weights(forward, node):
                 missing.add(node.op_type)
+                active.update(node.output)
             continue
         inputs = rule.differentiable(node)
         own = [name for name in inputs if name in forward.weights and _is_parameter(forward, rule, node, name, active)]
