@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib import metadata
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from edgert import __version__
+from edgert import __version__, plugins
 from edgert.errors import EdgeRTError, RefusedError, UsageError
 
 __all__ = ["JsonFlag", "app", "emit", "main", "progress", "stderr", "stdout"]
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     as_json = "--json" in arguments
     try:
         _register_applications()
-        code = app(args=arguments, standalone_mode=False)
+        code = app(args=arguments, prog_name="edgert", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except EdgeRTError as e:
         return _report(e.message, e.hint, _exit_code(e), as_json)
@@ -98,8 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _report(usage(), "see `edgert --help` or the verb's own --help", 2, as_json)
 
 
+@cache
 def _register_applications() -> None:
-    for entry in sorted(metadata.entry_points(group="edgert.commands"), key=lambda entry: entry.name):
+    for entry in plugins.entry_points("edgert.commands"):
         try:
             register = entry.load()
         except ModuleNotFoundError:

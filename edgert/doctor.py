@@ -10,7 +10,7 @@ from pathlib import Path
 from edgert import __version__, host, plugins, profiles, trial
 from edgert.errors import FaultError
 
-__all__ = ["Check", "examine"]
+__all__ = ["Check", "agents_package", "backends", "examine"]
 
 _BROKER_FOLDERS = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/sbin"
 
@@ -41,14 +41,15 @@ def examine() -> Iterator[Check]:
     yield Check("edgert", True, True, f"{__version__} on Python {platform.python_version()}, numpy {_version('numpy')}")
     size = f"{machine.cores} cores, {machine.memory_bytes >> 20} MiB"
     yield Check("machine", True, False, f"{machine.arch}, {size}, fits profile {fitting}")
-    yield from _backends()
+    yield from backends()
     yield _two_tflite()
-    yield _foreign_agents()
+    yield from agents_package()
     yield from _commands()
     yield _broker()
 
 
-def _backends() -> Iterator[Check]:
+def backends() -> Iterator[Check]:
+    """One check per backend, probed in a child process, and whether any of them works."""
     works = []
     for name in plugins.names("edgert.backends"):
         try:
@@ -82,25 +83,28 @@ def _two_tflite() -> Check:
     )
 
 
-def _foreign_agents() -> Check:
-    """Another distribution's package ``agents`` would be imported in the place of EdgeRT's, or mixed with it."""
+def agents_package() -> Iterator[Check]:
+    """Whether another distribution's package ``agents`` is imported in the place of EdgeRT's, or mixed with it."""
     hint = "give EdgeRT a virtual environment of its own"
     ours = Path(__file__).resolve().parent.parent
     others = sorted(set(metadata.packages_distributions().get("agents", [])) - {"edgert"})
     if others:
-        return Check("package agents", False, True, f"also installed by {', '.join(others)}", hint)
+        yield Check("package agents", False, True, f"also installed by {', '.join(others)}", hint)
+        return
     spec = util.find_spec("agents")
     if spec is None:
-        return Check("package agents", True, False, "not installed")
+        yield Check("package agents", True, False, "not installed")
+        return
     places = [Path(place).resolve().parent for place in spec.submodule_search_locations or ()]
     if places != [ours]:
         found = ", ".join(str(place) for place in places) or str(spec.origin)
-        return Check("package agents", False, True, f"another one comes first: {found}", hint)
-    return Check("package agents", True, False, "EdgeRT's own")
+        yield Check("package agents", False, True, f"another one comes first: {found}", hint)
+    else:
+        yield Check("package agents", True, False, "EdgeRT's own")
 
 
 def _commands() -> Iterator[Check]:
-    for entry in sorted(metadata.entry_points(group="edgert.commands"), key=lambda entry: entry.name):
+    for entry in plugins.entry_points("edgert.commands"):
         try:
             entry.load()
         except ImportError as e:

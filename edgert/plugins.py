@@ -7,12 +7,13 @@ Outsiders add to the same list with an entry point whose group is the package's 
 import importlib
 import importlib.util
 import pkgutil
+from functools import cache
 from importlib import metadata
 from typing import Any
 
 from edgert.errors import UsageError
 
-__all__ = ["load", "names"]
+__all__ = ["entry_points", "load", "names"]
 
 
 def names(package: str) -> list[str]:
@@ -29,7 +30,13 @@ def names(package: str) -> list[str]:
         for module in pkgutil.iter_modules(spec.submodule_search_locations)
         if module.name != "base" and not module.name.startswith("_")
     }
-    return sorted(found | {entry.name for entry in metadata.entry_points(group=package)})
+    return sorted(found | {entry.name for entry in entry_points(package)})
+
+
+@cache
+def entry_points(group: str) -> tuple[metadata.EntryPoint, ...]:
+    """What the installed distributions add to a group, sorted by name; read from disk once per process."""
+    return tuple(sorted(metadata.entry_points(group=group), key=lambda entry: entry.name))
 
 
 def load(package: str, name: str) -> Any:
@@ -38,7 +45,7 @@ def load(package: str, name: str) -> Any:
     Raises:
         UsageError: there is no such plug-in.
     """
-    for entry in metadata.entry_points(group=package):
+    for entry in entry_points(package):
         if entry.name == name:
             return entry.load()
     if name not in names(package):
