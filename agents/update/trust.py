@@ -98,7 +98,8 @@ class Trust:
             if target.length != assignment.size_bytes or _digest(target) != assignment.digest:
                 raise RefusedError(
                     f"the assignment of {assignment.model} {assignment.version} names another bundle than "
-                    f"the signed target {assignment.target}"
+                    f"the signed target {assignment.target}",
+                    hint="the server contradicts itself, or somebody stands in its place",
                 )
         if self._store.has(assignment.digest):
             return self._store.read(assignment.digest)
