@@ -188,6 +188,8 @@ def test_doctor_finds_this_installation_healthy(capsys: Captured) -> None:
     assert checks["backend onnxruntime"]["ok"]
     assert checks["backend tflite"]["found"].startswith("ai-edge-litert")
     assert checks["package agents"]["ok"]
+    assert {"edgert", "machine", "backends", "mosquitto"} <= set(checks)
+    assert all(check["found"] and "\n" not in check["found"] for check in found["checks"])
 
 
 def test_the_command_works_as_a_process_and_in_a_broken_pipe(bundle: Path) -> None:
