@@ -39,12 +39,12 @@ class Update:
 
 def difference(trained: Weights, start: Weights, examples: int) -> Update:
     """The update that leads from `start` to `trained`."""
-    return Update({name: trained[name] - start[name] for name in start}, examples)
+    return Update({name: np.asarray(trained[name] - start[name]) for name in start}, examples)
 
 
 def moved(weights: Weights, delta: Weights) -> Weights:
     """`weights` + `delta`."""
-    return {name: (value + delta[name]).astype(np.float32) for name, value in weights.items()}
+    return {name: np.asarray(value + delta[name], np.float32) for name, value in weights.items()}
 
 
 def unpack_weights(data: bytes) -> Weights:
