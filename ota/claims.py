@@ -135,7 +135,7 @@ def update_broker(fleet: Fleet) -> None:
                 if row.expires > now - _DELETE_AFTER
             ]
         if broker.write_acl(fleet.home, rights):
-            broker.reload(fleet.home)
+            logger.info("changed the broker's ACL%s", "" if broker.reload(fleet.home) else "; no broker runs here")
 
 
 def _admit(

@@ -274,6 +274,8 @@ class _Run:
             await work
         except EdgeRTError as e:
             self.put(words.Aborted(e.message))
+        except OSError as e:
+            self.put(words.Aborted(f"the disk of the server failed: {e}"))
 
     async def _average(self, job: Job) -> None:
         def average() -> words.Averaged:

@@ -62,10 +62,11 @@ async def serve(fleet: Fleet, transport: Transport, stop: asyncio.Event) -> None
     await transport.connect()
     try:
         await _Server(fleet, transport).run(stop)
-    except* _Stopped:
+    except BaseExceptionGroup as group:
+        failed = group.split(_Stopped)[1]
+        if failed is not None:
+            raise _plain(failed) from failed
         logger.info("stopped")
-    except* EdgeRTError as errors:
-        raise _first(errors) from errors
     finally:
         await transport.close()
 
@@ -141,6 +142,11 @@ async def _stop(stop: asyncio.Event) -> NoReturn:
     raise _Stopped
 
 
-def _first(errors: BaseExceptionGroup[EdgeRTError]) -> EdgeRTError:
-    error = errors.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+def _plain(failed: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error of our own, if nothing else failed: one line for the operator, not a tree of tasks."""
+    if failed.split(EdgeRTError)[1] is not None:
+        return failed
+    error: BaseException = failed
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
