@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 _REDIAL_TIMEOUT_S: Final = 10.0
 _STABLE_S: Final = 10.0
+_VERSION_TIMEOUT_S: Final = 4.0
 
 Arrived = Callable[[Delivery, int, list[int]], None]
 """Called for each message with its QoS and the identifiers of the filters it matched (empty: not known)."""
@@ -230,11 +231,13 @@ class Reconnecting:
 
     async def _handshake(self, timeout_s: float) -> Connection:
         for dial in self._dials:
+            last = dial is self._dials[-1]
             connection = dial(self._will, self._arrived, timeout_s)
             try:
-                await connection.open()
-            except WrongVersionError as e:
-                logger.info("%s does not speak %s", self._where, e)
+                async with asyncio.timeout(None if last else min(_VERSION_TIMEOUT_S, timeout_s / 2)):
+                    await connection.open()
+            except (WrongVersionError, TimeoutError) as e:
+                logger.info("%s does not take this version of the protocol: %s", self._where, e or "no answer")
                 connection.abandon()
             except BaseException:
                 connection.abandon()
