@@ -216,7 +216,7 @@ class _Graph:
         try:
             inferred = shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True).graph
         except (shape_inference.InferenceError, RuntimeError, ValueError) as e:
-            raise ModelError(f"the shapes of the model contradict each other: {_first_line(e)}") from e
+            raise ModelError(f"the shapes or types of the model contradict each other: {_first_line(e)}") from e
         self._shapes = {name: value.shape for name, value in self._values.items()}
         for info in [*self._inputs, *inferred.value_info, *inferred.output]:
             tensor = info.type.tensor_type

@@ -1,0 +1,1 @@
+"""Gradients, one file per operator family; see :mod:`converters.training.rules.base`."""
