@@ -90,9 +90,11 @@ class Participant:
         self._memory_bytes = memory_bytes
         self._offers = Offers(folder)
         self._plans: dict[str, Plan] = {}
+        self._joined: set[str] = set()
         self._early: dict[str, Invite] = {}
         self._todo: asyncio.Queue[Plan | Invite] = asyncio.Queue()
         self._now: tuple[Invite, asyncio.Task[None]] | None = None
+        self._asked_again = False
 
     # What arrives
 
@@ -107,6 +109,7 @@ class Participant:
         job = delivery.topic.rpartition("/")[2]
         if not delivery.payload:
             self._plans.pop(job, None)
+            self._joined.discard(job)
             self._over(job, None)
             return
         plan = Plan.decode(await self._verified(delivery.payload))
@@ -129,7 +132,9 @@ class Participant:
             self._over(message.job, message.round)
         elif message.job not in self._plans:
             self._early[message.job] = message
-        elif self._now is None or self._now[0] != message:
+        elif self._now is not None and self._now[0] == message:
+            self._asked_again = True
+        else:
             if self._now is not None and self._now[0].job == message.job:
                 self._now[1].cancel()
             self._todo.put_nowait(message)
@@ -185,6 +190,7 @@ class Participant:
         number = await asyncio.to_thread(examples.count, self._folders[plan.model])
         if number < 1:
             return
+        self._joined.add(plan.job)
         await self._talk.send("fl/out", Join(job=plan.job, examples=number))
         logger.info("joined job %s with %s examples", plan.job, number)
         early = self._early.pop(plan.job, None)
@@ -193,8 +199,11 @@ class Participant:
 
     async def _round(self, invite: Invite) -> None:
         plan = self._plans.get(invite.job)
-        if plan is None or self._proven() >= plan.expires or invite.round > plan.rounds:
+        if plan is None or plan.job not in self._joined:
             return
+        if self._proven() >= plan.expires or invite.round > plan.rounds:
+            return
+        self._asked_again = False
         task = asyncio.ensure_future(self._take_part(plan, invite))
         self._now = (invite, task)
         try:
@@ -203,6 +212,9 @@ class Participant:
                 logger.info("round %s of job %s went on without us", invite.round, invite.job)
                 return
             task.result()
+            offer = self._offers.find(invite)
+            if self._asked_again and offer is not None:
+                await self._talk.send("fl/out", offer)
         except LinkError as e:
             logger.warning("round %s of job %s: %s", invite.round, invite.job, e.message)
         except EdgeRTError as e:

@@ -62,7 +62,7 @@ class Assignments:
         follow: Callable[[Desired], None],
         changed: Callable[[], None],
         now: Callable[[], datetime],
-        retry_s: float = 5.0,
+        retry_s: float = 2.0,
     ) -> None:
         self._device = device
         self._keys = keys
@@ -72,12 +72,13 @@ class Assignments:
         self._now = now
         self._retry_s = retry_s
         self._payload: bytes | None = None
+        self._followed: bytes | None = None
         self._arrived = asyncio.Event()
         self.refusal = Refusal()
 
     def receive(self, payload: bytes) -> None:
-        """Take a message as it arrived; an empty one says nothing."""
-        if payload:
+        """Take a message as it arrived; an empty one says nothing, nor does the one that is followed already."""
+        if payload and (payload != self._followed or self.refusal != Refusal()):
             self._payload = payload
             self._arrived.set()
 
@@ -123,6 +124,7 @@ class Assignments:
             self.refusal = Refusal()
             self._changed()
         logger.info("follows assignment %s", desired.revision)
+        self._followed = payload
         self._follow(desired)
         self._changed()
         return False

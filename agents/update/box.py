@@ -73,4 +73,4 @@ class Box:
     changed: Callable[[], None] = lambda: None
     activated: Callable[[str], None] = lambda model: None
     clock: Clock = field(default_factory=SystemClock)
-    retry_s: float = 60.0
+    retry_s: float = 15.0

@@ -77,9 +77,11 @@ def test_what_was_followed_is_followed_again_after_a_restart_without_any_message
         first = Judge(tmp_path)
         await first.judged(first.signed(desired(2)))
         again = Judge(tmp_path)
-        await again.judged()
+        task = asyncio.ensure_future(again.assignments.run())
         await asyncio.sleep(0)
-        assert again.followed in ([], [2])
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert again.followed == [2]
 
     asyncio.run(run())
 
