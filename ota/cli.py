@@ -251,7 +251,7 @@ def _federate_start(
     quorum: Annotated[int | None, typer.Option(min=1, help="How many updates are enough; default: all.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How many rounds.")] = 1,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the examples in one round.")] = 1,
-    learning_rate: Annotated[float, typer.Option(help="Of stochastic gradient descent.")] = 0.05,
+    learning_rate: Annotated[float, typer.Option(help="Of stochastic gradient descent.")] = 0.02,
     momentum: Annotated[float, typer.Option(help="Of stochastic gradient descent.")] = 0.9,
     deadline_s: Annotated[float, typer.Option(help="Seconds for joining, and for each round.")] = 120.0,
     aggregator: Annotated[str, typer.Option(help="How many updates become one.")] = "fedavg",

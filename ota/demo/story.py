@@ -159,7 +159,7 @@ class _Story:
     def _learn(self, test: Samples) -> float:
         self._say("one federated round: the devices train on their own digits, the server averages what they learned,")
         self._say("converts it with the same recipe, checks it, signs release 3 and rolls it out")
-        options = ("--participants", str(len(DEVICES)), "--rounds", "1", "--epochs", "5", "--learning-rate", "0.05")
+        options = ("--participants", str(len(DEVICES)), "--rounds", "1", "--epochs", "5", "--learning-rate", "0.02")
         self._processes.verb("federate", "start", self._home, "--model", MODEL, *options, "--wait")
         return self._measure(_FEDERATED, test)
 
@@ -191,7 +191,7 @@ class _Story:
             rows = self._devices()
             if arrived(rows):
                 return rows
-            time.sleep(0.2)
+            time.sleep(0.5)
         raise LinkError(f"waited {_WAIT_S} s for the {what}", hint=f"logs are in {self._folder / 'logs'}")
 
     def _curl(self, device: dict[str, Any], test: Samples) -> str:

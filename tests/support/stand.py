@@ -13,10 +13,10 @@ from typing import Any, Self
 
 from tests.support.broker import Mosquitto
 
-__all__ = ["Failed", "Stand", "run_verb", "until"]
+__all__ = ["VerbError", "Stand", "run_verb", "until"]
 
 
-class Failed(Exception):
+class VerbError(Exception):
     """A verb failed.
 
     Args:
@@ -33,12 +33,12 @@ def run_verb(*arguments: object, timeout_s: float = 120) -> dict[str, Any]:
     """The ``--json`` result of a verb.
 
     Raises:
-        Failed: it did not exit with 0.
+        VerbError: it did not exit with 0.
     """
     command = [sys.executable, "-m", "edgert", *map(str, arguments), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
     if done.returncode:
-        raise Failed(done.returncode, done.stderr)
+        raise VerbError(done.returncode, done.stderr)
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 
