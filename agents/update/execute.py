@@ -198,9 +198,7 @@ class Updater:
                 return await self._unless_newer(work[effect])
             return await work[effect]()
         except EdgeRTError as e:
-            event = _outcome(self.state.phase, e)
-            logger.warning("update of %s, %s: %s", self.state.model, self.state.phase, e.message)
-            return event
+            return _outcome(self.state.phase, e)
 
     async def _unless_newer(self, work: Callable[[], Coroutine[Any, Any, Event]]) -> Event:
         """The result of `work`, which is dropped when a newer assignment comes in meanwhile."""
@@ -346,7 +344,10 @@ class Updater:
             self._box.tell(self._event(done, total))
 
     def _report(self) -> None:
-        logger.info("update of %s: %s", self.state.model, self.state.phase)
+        if self.state.error:
+            logger.warning("update of %s: %s, %s", self.state.model, self.state.phase, self.state.error)
+        else:
+            logger.info("update of %s: %s", self.state.model, self.state.phase)
         self._box.tell(self._event(0, 0))
         self._box.changed()
 
