@@ -6,7 +6,7 @@ import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from edgert.clock import Clock
 from edgert.errors import BundleError, LinkError, MessageError, TransferError
@@ -192,16 +192,15 @@ class Fetcher:
         try:
             while True:
                 now = self._clock.monotonic()
-                if pull.absorb(sink, now):  # before silence is judged: frames may have waited for the disk
+                if pull.absorb(sink, now):
                     heard_s = now
+                if pull.commit():
+                    saved_s = now
                 pull.send(receiver.requests(now))
                 full = sink.held_bytes >= _BATCH_BYTES or now - saved_s > _BATCH_S
                 if sink.held_bytes and (full or receiver.finished or receiver.blocked):
-                    for offset in await sink.save():
-                        receiver.commit(offset)
-                    saved_s = self._clock.monotonic()
-                    continue
-                if receiver.finished:
+                    pull.save(sink)
+                elif receiver.finished and not pull.saving:
                     return
                 left_s = heard_s + self._stall_s - now
                 if deadline_s is not None:
@@ -224,6 +223,7 @@ class _Pull:
         self.receiver = receiver
         self._ask = ask
         self._asking: dict[int, asyncio.Task[None]] = {}
+        self._saving: asyncio.Task[list[int]] | None = None
         self._inbox: deque[Frame] = deque()
         self._changed = asyncio.Event()
 
@@ -248,6 +248,26 @@ class _Pull:
                 sink.take(*piece)
         return news
 
+    @property
+    def saving(self) -> bool:
+        return self._saving is not None
+
+    def save(self, sink: "_Sink") -> None:
+        """Save what the sink holds, beside everything else; does nothing while an earlier save goes on."""
+        if self._saving is None:
+            self._saving = asyncio.create_task(sink.save())
+            self._saving.add_done_callback(lambda _: self.wake())
+
+    def commit(self) -> bool:
+        """Move the window past what was saved; returns whether something was."""
+        if self._saving is None or not self._saving.done():
+            return False
+        offsets = self._saving.result()
+        self._saving = None
+        for offset in offsets:
+            self.receiver.commit(offset)
+        return True
+
     async def wait(self, timeout_s: float) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
@@ -263,9 +283,12 @@ class _Pull:
                 self._asking[get.offset] = asyncio.create_task(self._send(get))
 
     async def close(self) -> None:
-        for task in self._asking.values():
+        tasks: list[asyncio.Task[Any]] = list(self._asking.values())
+        if self._saving is not None:
+            tasks.append(self._saving)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._asking.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _send(self, get: Get) -> None:
         try:

@@ -1,7 +1,8 @@
 """A download on disk that survives kill -9 and power cuts at the grain of a chunk.
 
 ``partial/<hex>`` has the size of the blob from the start; ``<hex>.have`` beside it says which chunks count: a header
-(magic, size of the blob, size of a chunk) and a bitmap. Bytes are fsynced first, the bitmap is replaced after that.
+(magic, size of the blob, size of a chunk) and a bitmap. Bits are only ever set, in place, and only after the bytes of
+their chunks were synced: a bitmap that was half written when the power went names fewer chunks, never wrong ones.
 """
 
 import logging
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from edgert.errors import StoreError
-from edgert.files import write_durable
+from edgert.files import fsync_folder, write_durable
 from edgert.store import Store
 from edgert.wire.chunks import Bitmap
 from edgert.wire.messages.blob import CHUNK_BYTES
@@ -22,8 +23,9 @@ __all__ = ["Partial"]
 logger = logging.getLogger(__name__)
 
 _SPARE_BYTES: Final = 1 << 20
-_HAVE_HEADER: Final = struct.Struct(">4sQI")
-_HAVE_MAGIC: Final = b"EHV1"
+_HEADER: Final = struct.Struct(">4sQI")
+_MAGIC: Final = b"EHV1"
+_sync = getattr(os, "fdatasync", os.fsync)
 
 
 class Partial:
@@ -32,11 +34,10 @@ class Partial:
     A `save` that a cancelled fetch left behind in its thread ends before `close` does, or never begins.
     """
 
-    def __init__(self, path: Path, handle: int, size_bytes: int, have: Bitmap) -> None:
+    def __init__(self, path: Path, files: tuple[int, int], have: Bitmap) -> None:
         self.have = have
         self._path = path
-        self._handle = handle
-        self._size_bytes = size_bytes
+        self._data, self._bits = files
         self._lock = threading.Lock()
         self._closed = False
 
@@ -51,13 +52,20 @@ class Partial:
         left_bytes = size_bytes - (path.stat().st_blocks * 512 if path.exists() else 0)
         if store.free_bytes() < left_bytes + _SPARE_BYTES:
             raise StoreError(f"{digest} needs {left_bytes} bytes more than the disk has", hint="make room on the disk")
-        have = _read_have(path, size_bytes)
+        header = _HEADER.pack(_MAGIC, size_bytes, CHUNK_BYTES)
+        have = _read_have(path, header, size_bytes)
         try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            os.ftruncate(handle, size_bytes)
+            if have is None:
+                have = Bitmap(-(-size_bytes // CHUNK_BYTES))
+                path.unlink(missing_ok=True)
+                write_durable(_bits_path(path), header + have.encode())
+            data = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            os.ftruncate(data, size_bytes)
+            bits = os.open(_bits_path(path), os.O_RDWR)
+            fsync_folder(path.parent)
         except OSError as e:
             raise _failed(path, e) from e
-        return cls(path, handle, size_bytes, have)
+        return cls(path, (data, bits), have)
 
     def save(self, pieces: list[tuple[int, bytes]]) -> None:
         """Make whole chunks durable: offset and bytes of each.
@@ -70,41 +78,48 @@ class Partial:
                 return
             try:
                 for offset, data in pieces:
-                    rest = memoryview(data)
-                    while rest:
-                        written = os.pwrite(self._handle, rest, offset + len(data) - len(rest))
-                        rest = rest[written:]
-                os.fsync(self._handle)
+                    _write(self._data, data, offset)
+                _sync(self._data)
+                for offset, _ in pieces:
+                    self.have.add(offset // CHUNK_BYTES)
+                _write(self._bits, self.have.encode(), _HEADER.size)
+                _sync(self._bits)
             except OSError as e:
                 raise _failed(self._path, e) from e
-            for offset, _ in pieces:
-                self.have.add(offset // CHUNK_BYTES)
-            header = _HAVE_HEADER.pack(_HAVE_MAGIC, self._size_bytes, CHUNK_BYTES)
-            write_durable(self._path.with_suffix(".have"), header + self.have.encode())
 
     def close(self) -> None:
-        """Let go of the file; what was saved stays."""
+        """Let go of the files; what was saved stays."""
         with self._lock:
             if not self._closed:
                 self._closed = True
-                os.close(self._handle)
+                os.close(self._data)
+                os.close(self._bits)
 
 
-def _read_have(path: Path, size_bytes: int) -> Bitmap:
-    count = -(-size_bytes // CHUNK_BYTES)
+def _bits_path(path: Path) -> Path:
+    return path.with_suffix(".have")
+
+
+def _read_have(path: Path, header: bytes, size_bytes: int) -> Bitmap | None:
     try:
-        raw = path.with_suffix(".have").read_bytes()
-        if path.stat().st_size == size_bytes and raw[: _HAVE_HEADER.size] == _HAVE_HEADER.pack(
-            _HAVE_MAGIC, size_bytes, CHUNK_BYTES
-        ):
-            return Bitmap(count, raw[_HAVE_HEADER.size :])
+        raw = _bits_path(path).read_bytes()
+        if path.stat().st_size == size_bytes and raw.startswith(header):
+            return Bitmap(-(-size_bytes // CHUNK_BYTES), raw[len(header) :])
     except FileNotFoundError:
-        return Bitmap(count)
+        return None
     except (OSError, ValueError) as e:
         logger.warning("started the download of %s anew: %s", path.name, e)
-        return Bitmap(count)
+        return None
     logger.warning("started the download of %s anew: what is here does not fit", path.name)
-    return Bitmap(count)
+    return None
+
+
+def _write(handle: int, data: bytes, offset: int) -> None:
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(handle, rest, offset)
+        offset += written
+        rest = rest[written:]
 
 
 def _failed(path: Path, error: OSError) -> StoreError:
