@@ -17,6 +17,7 @@ from edgert.errors import UsageError
 if TYPE_CHECKING:
     from agents.config import AgentConfig
     from agents.enroll import Identity
+    from edgert.profiles import Profile
 
 __all__ = ["register"]
 
@@ -150,13 +151,13 @@ async def _run(config: "AgentConfig", as_json: bool) -> None:
         if identity is None:
             return
         profile = _profile(config)
-        folder.remember(folder.memory().model_copy(update={"profile": profile}))
+        folder.remember(folder.memory().model_copy(update={"profile": profile.name}))
         supervisor = Supervisor(
             config, folder, identity, profile=profile, transports=MqttTransport, clock=SystemClock()
         )
 
         def ready(endpoint: str) -> None:
-            if not emit({"device": identity.device, "endpoint": endpoint, "profile": profile}, as_json):
+            if not emit({"device": identity.device, "endpoint": endpoint, "profile": profile.name}, as_json):
                 stdout.print(f"{identity.device} answers on {endpoint}")
             sys.stdout.flush()
 
@@ -179,7 +180,7 @@ async def _identity(config: "AgentConfig") -> "Identity":
     return await ask(
         folder,
         config.kit,
-        _profile(config),
+        _profile(config).name,
         transports=MqttTransport,
         clock=SystemClock(),
         insecure_allowed=config.insecure_broker,
@@ -206,13 +207,12 @@ def _until_stopped(main: Coroutine[Any, Any, None]) -> None:
     os._exit(0)
 
 
-def _profile(config: "AgentConfig") -> str:
+def _profile(config: "AgentConfig") -> "Profile":
     from edgert import host, profiles
 
     if config.profile is not None:
-        return profiles.load(config.profile).name
-    best = next((match.name for match in profiles.match(host.detect()) if match.fits), None)
-    return best or "x86-64"
+        return profiles.load(config.profile)
+    return profiles.load(next((match.name for match in profiles.match(host.detect()) if match.fits), "x86-64"))
 
 
 def _pair(text: str) -> tuple[str, Path]:

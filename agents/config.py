@@ -23,7 +23,7 @@ class AgentConfig(BaseModel):
         examples: per model a folder of ``.npz`` files to learn from; they never leave the box.
         insecure_broker: accept a kit whose broker speaks no TLS.
         trial_timeout_s: for one trial of a new bundle.
-        trial_memory_bytes: of the trial's child; None = no limit of our own.
+        trial_memory_bytes: of the trial's child; None = what the profile says.
         training_memory_bytes: of the training child.
         log_level: DEBUG, INFO, WARNING or ERROR.
     """

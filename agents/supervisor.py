@@ -22,6 +22,7 @@ from agents.uplink import Handler, Uplink
 from edgert import __version__, host, trial
 from edgert.clock import Clock
 from edgert.errors import EdgeRTError
+from edgert.profiles import Profile
 from edgert.serving.worker import Worker
 from edgert.store import SlotName, Store
 from edgert.wire import topics
@@ -39,7 +40,7 @@ class Supervisor:
     """One box.
 
     Args:
-        profile: name of its profile; it takes bundles of that one only.
+        profile: what kind of box it is; it takes bundles of that profile only.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Supervisor:
         state: StateFolder,
         identity: Identity,
         *,
-        profile: str,
+        profile: Profile,
         transports: Transports,
         clock: Clock,
     ) -> None:
@@ -71,8 +72,13 @@ class Supervisor:
             authority=trust,
             blobs=self._uplink.fetcher,
             loader=self._worker,
-            trial=partial(trial.run_bundle, timeout_s=config.trial_timeout_s, memory_bytes=config.trial_memory_bytes),
-            profiles=(profile,),
+            trial=partial(
+                trial.run_bundle,
+                timeout_s=config.trial_timeout_s,
+                memory_bytes=config.trial_memory_bytes or profile.limits.trial_memory_bytes,
+            ),
+            profiles=(profile.name,),
+            model_bytes=profile.limits.model_bytes,
             socs=host.detect().boards,
             tell=self._uplink.tell,
             changed=self._uplink.changed,
@@ -155,7 +161,7 @@ class Supervisor:
         return Reported(
             device=self._identity.device,
             agent=__version__,
-            profile=self._profile,
+            profile=self._profile.name,
             revision=memory.revision,
             endpoint=self._worker.endpoint,
             models=models,

@@ -54,7 +54,7 @@ class Box:
     """What the machines of one box work with.
 
     Args:
-        profiles, socs: see `agents.update.plan.Fit`.
+        profiles, socs, model_bytes: see `agents.update.plan.Fit`.
         trial: runs the best artifact of a bundle in a child process; called in a thread.
         tell: takes every phase and progress, for the server.
         changed: called when a state changed, so that the box reports itself.
@@ -69,6 +69,7 @@ class Box:
     trial: Callable[[Store, Bundle], Verdict]
     profiles: tuple[str, ...]
     socs: tuple[str, ...] = ()
+    model_bytes: int | None = None
     tell: Callable[[device.Event], None] = lambda event: None
     changed: Callable[[], None] = lambda: None
     activated: Callable[[str], None] = lambda model: None

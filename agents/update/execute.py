@@ -20,24 +20,20 @@ from agents.update import journal as journals
 from agents.update import plan
 from agents.update.box import Box
 from agents.update.machine import RESTING, TRANSITIONS, Effect, Event, State, step, wanted, withdrawal
+from agents.update.troubles import outcome, stopped
 from edgert.bundle import Bundle, Image, parse_image
 from edgert.errors import (
     BundleError,
     EdgeRTError,
     FaultError,
-    LinkError,
-    MessageError,
-    NotFoundError,
-    RefusedError,
     StoreError,
-    TransferError,
 )
 from edgert.manifest import Manifest
 from edgert.store import Slot
 from edgert.values import digest as digest_of
 from edgert.values import digest_file
 from edgert.wire.messages import device
-from edgert.wire.twin import Assignment, Phase
+from edgert.wire.twin import Assignment
 
 __all__ = ["Updater"]
 
@@ -60,7 +56,7 @@ class Updater:
         self._journal = journal
         self._tidy = tidy
         self.state = journals.read(journal, model)
-        self._pending: tuple[Assignment, int] | None = None
+        self._pending: tuple[Assignment | None, int] | None = None
         self._withdrawal: tuple[int, asyncio.Future[State]] | None = None
         self._withdrawing: asyncio.Future[State] | None = None
         self._wake = asyncio.Event()
@@ -68,8 +64,8 @@ class Updater:
         self._nudged = asyncio.Event()
         self._told_s = float("-inf")
 
-    def assign(self, assignment: Assignment, revision: int) -> None:
-        """Follow an accepted assignment, as soon as the machine can."""
+    def assign(self, assignment: Assignment | None, revision: int) -> None:
+        """Follow an accepted assignment, as soon as the machine can; None: the model is no longer assigned."""
         if wanted(self.state, assignment, revision, self._active()) is None and self._pending is None:
             return
         self._pending = (assignment, revision)
@@ -123,7 +119,7 @@ class Updater:
                 except StoreError as e:
                     logger.error("the journal of %s cannot be written: %s", before.model, e.message)
                     if state.phase != "ROLLBACK":  # going back must not depend on the disk
-                        self.state = _stopped(state, e)
+                        self.state = stopped(state, e)
                         self._report()
                         return None
             self.state = state
@@ -198,7 +194,7 @@ class Updater:
                 return await self._unless_newer(work[effect])
             return await work[effect]()
         except EdgeRTError as e:
-            return _outcome(self.state.phase, e)
+            return outcome(self.state.phase, e)
 
     async def _unless_newer(self, work: Callable[[], Coroutine[Any, Any, Event]]) -> Event:
         """The result of `work`, which is dropped when a newer assignment comes in meanwhile."""
@@ -246,7 +242,7 @@ class Updater:
             ) from e
         lacking = plan.missing(image, [digest for digest in image.blobs() if store.has(digest)])
         here = sum(_disk_bytes(store.partial(digest)) for digest in lacking)
-        fit = plan.Fit(self._box.profiles, self._box.socs, store.free_bytes())
+        fit = plan.Fit(self._box.profiles, self._box.socs, store.free_bytes(), self._box.model_bytes)
         plan.check(assignment, manifest, max(0, sum(lacking.values()) - here), fit)
         return Event(kind="passed")
 
@@ -363,33 +359,6 @@ class Updater:
             error=state.error,
             hint=state.hint,
         )
-
-
-def _outcome(phase: Phase, error: EdgeRTError) -> Event:
-    words: dict[str, Any] = {"error": error.message, "hint": error.hint}
-    lost = isinstance(error, LinkError | TransferError) and not isinstance(error, NotFoundError)
-    if lost and phase in ("CHECK", "DOWNLOAD"):
-        return Event(kind="delayed", **words)
-    passing = {
-        "CHECK": isinstance(error, RefusedError | NotFoundError | MessageError | StoreError),
-        "PLAN": isinstance(error, StoreError),
-        "DOWNLOAD": isinstance(error, NotFoundError | StoreError),
-        "VERIFY": True,
-        "STAGE": isinstance(error, StoreError),
-    }
-    return Event(kind="failed", passing=passing.get(phase, False), **words)
-
-
-def _stopped(state: State, error: StoreError) -> State:
-    return state.model_copy(
-        update={
-            "phase": "FAILED",
-            "error": error.message,
-            "hint": error.hint,
-            "passing": True,
-            "failures": state.failures + 1,
-        }
-    )
 
 
 async def _waited(event: asyncio.Event, longest_s: float | None) -> None:

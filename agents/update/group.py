@@ -35,9 +35,11 @@ class Updates:
         return {model: updater.state for model, updater in self._updaters.items()}
 
     def assign(self, assignments: tuple[Assignment, ...], revision: int) -> None:
-        """Follow what an accepted Desired says; models it does not name keep answering."""
+        """Follow what an accepted Desired says; models it does not name keep answering as they are."""
         for assignment in assignments:
             self._updater(assignment.model).assign(assignment, revision)
+        for model in set(self._updaters) - {assignment.model for assignment in assignments}:
+            self._updaters[model].assign(None, revision)
 
     def withdraw(self, model: str, revision: int) -> "asyncio.Future[State]":
         """See `Updater.withdraw`."""

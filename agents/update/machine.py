@@ -157,14 +157,18 @@ def step(state: State, event: Event) -> tuple[State, list[Effect]]:
     return _noted(state, event).model_copy(update={"phase": phase}), list(effects)
 
 
-def wanted(state: State, assignment: Assignment, revision: int, active: Slot | None) -> Kind | None:
+def wanted(state: State, assignment: Assignment | None, revision: int, active: Slot | None) -> Kind | None:
     """What an accepted assignment means to this machine; None when it says nothing new.
 
-    A version that failed is not tried again until a Desired with another revision asks for it.
+    A version that failed is not tried again until a Desired with another revision asks for it. When the fleet no
+    longer assigns the model, what answers goes on answering, and what is under way or waits for another try ends.
 
     Args:
+        assignment: None when the Desired does not name the model.
         active: what answers now.
     """
+    if assignment is None:
+        return None if state.phase == "IDLE" or (state.phase == "FAILED" and not state.passing) else "satisfied"
     under_way = state.assignment == assignment and state.phase not in ("IDLE", "FAILED")
     settled = state.phase == "FAILED" and state.assignment == assignment and state.revision == revision
     if under_way or settled:

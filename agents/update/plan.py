@@ -22,11 +22,13 @@ class Fit:
         profiles: names of profiles whose bundles it takes.
         socs: systems on chip whose compiled artifacts it runs.
         free_bytes: on the disk of the store.
+        model_bytes: largest artifact it can hold in memory; None = unknown.
     """
 
     profiles: Collection[str]
     socs: Collection[str]
     free_bytes: int
+    model_bytes: int | None = None
 
 
 def missing(image: Image, here: Collection[str]) -> dict[str, int]:
@@ -58,6 +60,12 @@ def check(assignment: Assignment, manifest: Manifest, needed_bytes: int, box: Fi
         raise RefusedError(
             f"the bundle of {manifest.model} {assignment.version} was compiled for {', '.join(socs) or 'nothing'}",
             hint="publish a bundle that was compiled for this box",
+        )
+    if box.model_bytes is not None and all(artifact.size_bytes > box.model_bytes for artifact in candidates):
+        raise RefusedError(
+            f"every artifact of {manifest.model} {assignment.version} is larger than the {box.model_bytes} bytes "
+            "this box can hold",
+            hint="publish a smaller model, or a smaller precision",
         )
     if needed_bytes + RESERVE_BYTES > box.free_bytes:
         raise StoreError(

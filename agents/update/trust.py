@@ -227,6 +227,13 @@ def _translated(error: Exception, trouble: WireError | None) -> WireError | Refu
 
 def _make_durable(folder: Path) -> None:
     """Flush what python-tuf renamed into place but did not flush."""
+    try:
+        _flush(folder)
+    except OSError as e:
+        raise StoreError(f"cannot keep the fleet's metadata in {folder}: {e.strerror or e}") from e
+
+
+def _flush(folder: Path) -> None:
     for path in (folder / "root_history", folder):
         if not path.is_dir():
             continue

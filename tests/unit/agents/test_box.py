@@ -165,6 +165,8 @@ def test_a_bundle_must_fit_the_box(tmp_path: Path) -> None:
         plan.check(assignment.model_copy(update={"model": "other"}), manifest, 0, box)
     with pytest.raises(StoreError, match="needs 2000000000 bytes"):
         plan.check(assignment, manifest, 2_000_000_000, box)
+    with pytest.raises(RefusedError, match="is larger than the 10 bytes"):
+        plan.check(assignment, manifest, 0, plan.Fit(("generic-cpu",), (), 1 << 30, 10))
     for soc, fits in (("rk3588", True), ("ascend310b", False)):
         compiled = tuple(
             artifact.model_copy(update={"compiled_for": CompiledFor(soc=soc, sdk="1")})

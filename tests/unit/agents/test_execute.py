@@ -7,7 +7,7 @@ import pytest
 
 from agents.update.execute import Updater
 from agents.update.group import Updates
-from agents.update.machine import State
+from agents.update.machine import RESTING, State
 from edgert.errors import BundleError, LinkError, NotFoundError, RefusedError, StoreError, TransferError
 from edgert.store import Store
 from tests.support.box import MODEL, Fleet, TestBox, following, rested, verdict
@@ -248,7 +248,7 @@ def test_one_machine_that_breaks_does_not_stop_the_others(tmp_path: Path, fleet:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert box.version() == 2
-        assert updates.states()["odd"].phase == "FAILED"
+        assert updates.states()["odd"].phase in RESTING
 
     asyncio.run(run())
 
@@ -290,3 +290,30 @@ def test_the_journal_of_another_model_is_not_taken_for_ours(tmp_path: Path, flee
     async def tidy() -> None: ...
 
     assert Updater(MODEL, box.box, box.journal, tidy).state == State(model=MODEL)
+
+
+def test_what_the_fleet_no_longer_assigns_is_not_tried_again_and_what_answers_goes_on(
+    tmp_path: Path, fleet: Fleet
+) -> None:
+    async def run() -> None:
+        fleet.trouble = {"image": RefusedError("timestamp.json is expired")}
+        box = TestBox(tmp_path / "box", fleet, retry_s=60)
+        box.install(1)
+        updates = Updates(box.box, box.journal.parent)
+        task = asyncio.ensure_future(updates.run())
+
+        async def until(phase: str, revision: int) -> None:
+            async with asyncio.timeout(10):
+                while (updates.states()[MODEL].phase, updates.states()[MODEL].revision) != (phase, revision):
+                    box.changed.clear()
+                    await box.changed.wait()
+
+        updates.assign((fleet.assignments[2],), 1)
+        await until("FAILED", 1)
+        updates.assign((), 2)
+        await until("IDLE", 2)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert (box.version(), updates.states()[MODEL].assignment) == (1, None)
+
+    asyncio.run(run())
