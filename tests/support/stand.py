@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from tests.support.broker import Mosquitto
 
-__all__ = ["VerbError", "Stand", "run_verb", "until"]
+__all__ = ["Stand", "VerbError", "run_verb", "until"]
 
 
 class VerbError(Exception):
