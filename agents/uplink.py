@@ -155,6 +155,7 @@ class Uplink:
         while True:
             generation = await transport.wait_generation(generation)
             logger.info("connected to the broker as %s", self._identity.device)
+            self.fetcher.lose()
             try:
                 await self._publish("online", Online(online=True))
                 await box.connected()

@@ -92,18 +92,15 @@ def _summary(result: "Result") -> dict[str, Any]:
 
 
 def _show(result: "Result") -> None:
-    from rich.table import Table
-
-    from edgert.cli import stdout
+    from edgert.cli import stdout, table
 
     report = result.report
     words = {"top1": "top-1", "cosine": "cosine"}
-    table = Table(title=f"{report.model} for {report.profile}", title_justify="left")
-    for heading in ("precision", words[report.metric], "bytes", "ms", "CPU ms", "", "why"):
-        table.add_column(heading, justify="left" if heading in ("precision", "", "why") else "right")
+    numbers = (words[report.metric], "bytes", "ms", "CPU ms")
+    rows = table("precision", *numbers, "", "why", title=f"{report.model} for {report.profile}", right=numbers)
     for row in report.candidates:
         accuracy = None if row.accuracy is None else row.accuracy * (100 if report.metric == "top1" else 1)
-        table.add_row(
+        rows.add_row(
             row.precision,
             _number(accuracy, ".2f" if report.metric == "top1" else ".5f"),
             _number(row.size_bytes, ",d"),
@@ -112,7 +109,7 @@ def _show(result: "Result") -> None:
             "chosen" if row.chosen else "",
             row.reason,
         )
-    stdout.print(table)
+    stdout.print(rows)
     for note in report.notes:
         stdout.print(f"note: {note}", markup=False)
     stdout.print(f"measured on {report.samples} samples ({report.measured_on})", markup=False)

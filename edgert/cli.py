@@ -15,6 +15,7 @@ from typing import Annotated, Any, Protocol
 
 import typer
 from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -22,7 +23,7 @@ from rich.table import Table
 from edgert import __version__, plugins
 from edgert.errors import EdgeRTError, RefusedError, UsageError
 
-__all__ = ["JsonFlag", "app", "emit", "main", "progress", "stderr", "stdout"]
+__all__ = ["JsonFlag", "app", "emit", "main", "progress", "stderr", "stdout", "table"]
 
 stdout = Console(soft_wrap=True, highlight=False)
 stderr = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -50,6 +51,18 @@ def emit(result: dict[str, Any], as_json: bool) -> bool:
     if as_json:
         sys.stdout.write(json.dumps(result, default=str) + "\n")
     return as_json
+
+
+def table(*headings: str, title: str = "", right: Sequence[str] = ("bytes",)) -> Table:
+    """An empty table in the one style of the command line.
+
+    Args:
+        right: headings of columns of numbers.
+    """
+    made = Table(title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for heading in headings:
+        made.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
+    return made
 
 
 @contextmanager
@@ -153,16 +166,16 @@ def _inspect(file: BundleFile, as_json: JsonFlag = False) -> None:
     if emit(found, as_json):
         return
     stdout.print(f"{manifest.model} for {manifest.profile}, {size:,} bytes, {bundle.digest}", markup=False)
-    tensors = _table("", "name", "type", "shape", "golden tolerance")
+    tensors = table("", "name", "type", "shape", "golden tolerance")
     for kind, group in (("input", manifest.inputs), ("output", manifest.outputs)):
         for tensor in group:
             shape = "x".join("?" if width is None else str(width) for width in tensor.shape) or "scalar"
             allowed = manifest.golden.tolerance.get(tensor.name) if kind == "output" else None
             tensors.add_row(kind, tensor.name, tensor.dtype, shape, "" if allowed is None else f"{allowed:g}")
-    artifacts = _table("role", "format", "precision", "bytes", "file", "digest")
+    artifacts = table("role", "format", "precision", "bytes", "file", "digest")
     for part in manifest.artifacts:
         artifacts.add_row(part.role, part.format, part.precision, f"{part.size_bytes:,}", part.file, part.digest[:19])
-    origin = _table("from", "")
+    origin = table("from", "")
     origin.add_row("golden vectors", str(manifest.golden.count))
     if manifest.training is not None:
         count = len(manifest.training.parameters)
@@ -170,8 +183,8 @@ def _inspect(file: BundleFile, as_json: JsonFlag = False) -> None:
     for name in ("source", "recipe", "weights"):
         origin.add_row(name, getattr(manifest.provenance, name) or "as in the source")
     origin.add_row("tools", ", ".join(f"{name} {version}" for name, version in manifest.provenance.tools.items()))
-    for table in (tensors, artifacts, origin):
-        stdout.print(table)
+    for part in (tensors, artifacts, origin):
+        stdout.print(part)
 
 
 @app.command("unpack")
@@ -254,11 +267,11 @@ def _profiles_list(as_json: JsonFlag = False) -> None:
 
     found = [profiles.load(name) for name in profiles.names()]
     if not emit({"profiles": [profile.model_dump(mode="json") for profile in found]}, as_json):
-        table = _table("profile", "arch", "backends", "precisions", "what it is")
+        shown = table("profile", "arch", "backends", "precisions", "what it is")
         for profile in found:
             words = (profile.name, profile.arch, ", ".join(profile.backends), ", ".join(profile.precisions))
-            table.add_row(*words, profile.description)
-        stdout.print(table)
+            shown.add_row(*words, profile.description)
+        stdout.print(shown)
 
 
 @profiles_app.command("show")
@@ -269,10 +282,10 @@ def _profiles_show(
     from edgert import profiles
 
     profile = profiles.load(name)
-    table = profile.model_dump(mode="json", exclude_none=True) | {"reduce_range": profile.reduce_range}
-    if not emit(table, as_json):
-        rows = _table("key", "value")
-        for key, value in table.items():
+    keys = profile.model_dump(mode="json", exclude_none=True) | {"reduce_range": profile.reduce_range}
+    if not emit(keys, as_json):
+        rows = table("key", "value")
+        for key, value in keys.items():
             for name, part in value.items() if isinstance(value, dict) else [("", value)]:
                 rows.add_row(f"{key} {name}".strip(), _words(part))
         stdout.print(rows)
@@ -294,10 +307,10 @@ def _profiles_match(as_json: JsonFlag = False) -> None:
     best = next((row.name for row in found if row.fits), None)
     rows = [row.model_dump(mode="json") for row in found]
     if not emit({"best": best, "arch": machine.arch, "vnni": machine.vnni, "profiles": rows}, as_json):
-        table = _table("profile", "fits", "because")
+        shown = table("profile", "fits", "because")
         for row in found:
-            table.add_row(row.name, "yes" if row.fits else "no", "; ".join(row.reasons))
-        stdout.print(table)
+            shown.add_row(row.name, "yes" if row.fits else "no", "; ".join(row.reasons))
+        stdout.print(shown)
 
 
 @app.command("doctor")
@@ -309,20 +322,13 @@ def _doctor(as_json: JsonFlag = False) -> None:
         checks = list(doctor.examine())
     healthy = all(check.ok or not check.needed for check in checks)
     if not emit({"healthy": healthy, "checks": [asdict(check) for check in checks]}, as_json):
-        table = _table("check", "", "found")
+        shown = table("check", "", "found")
         for check in checks:
             mark = "ok" if check.ok else ("FAILED" if check.needed else "-")
-            table.add_row(check.name, mark, check.found + (f"\n{check.hint}" if check.hint and not check.ok else ""))
-        stdout.print(table)
+            shown.add_row(check.name, mark, check.found + (f"\n{check.hint}" if check.hint and not check.ok else ""))
+        stdout.print(shown)
     if not healthy:
         raise typer.Exit(1)
-
-
-def _table(*headings: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in headings:
-        table.add_column(heading, justify="right" if heading == "bytes" else "left", overflow="fold")
-    return table
 
 
 if __name__ == "__main__":

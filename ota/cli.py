@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from edgert.cli import JsonFlag, emit, progress, stderr, stdout
+from edgert.cli import JsonFlag, emit, progress, stderr, stdout, table
 from edgert.errors import CheckError, LinkError, UsageError
 
 if TYPE_CHECKING:
@@ -196,16 +195,17 @@ def _devices(home: HomeArgument, as_json: JsonFlag = False) -> None:
         rows = devices_list(fleet, local_operator())
     if emit({"devices": rows}, as_json):
         return
-    table = Table("device", "profile", "online", "model", "version", "should be", "phase", "endpoint", "error")
+    shown = table("device", "profile", "online", "model", "version", "phase", "endpoint", "error")
     for row in rows:
         for model in sorted(row["models"].keys() | row["desired"].keys()) or [""]:
             state = row["models"].get(model, {})
-            table.add_row(
-                row["device"], row["profile"], "yes" if row["online"] else "no", model,
-                str(state.get("version", "")), str(row["desired"].get(model, "")), state.get("phase", ""),
-                row["endpoint"], state.get("error", ""),
+            installed, wanted = state.get("version", 0), row["desired"].get(model, 0)
+            version = f"{installed or '-'}" if installed == wanted or not wanted else f"{installed or '-'} -> {wanted}"
+            shown.add_row(
+                row["device"], row["profile"], "yes" if row["online"] else "no", model, version,
+                state.get("phase", ""), row["endpoint"], state.get("error", ""),
             )  # fmt: skip
-    stdout.print(table)
+    stdout.print(shown)
 
 
 @_claims.command("new")
@@ -237,10 +237,10 @@ def _claims_list(home: HomeArgument, as_json: JsonFlag = False) -> None:
         rows = claims_list(fleet, local_operator())
     if emit({"claims": rows}, as_json):
         return
-    table = Table("claim", "device", "state", "expires")
+    shown = table("claim", "device", "state", "expires")
     for row in rows:
-        table.add_row(row["claim"], row["device"], row["state"], row["expires"][:10])
-    stdout.print(table)
+        shown.add_row(row["claim"], row["device"], row["state"], row["expires"][:10])
+    stdout.print(shown)
 
 
 @_federate.command("start")
@@ -324,11 +324,11 @@ def _federate_status(
         rows = federate_status(fleet, local_operator(), job)
     if emit({"jobs": rows}, as_json):
         return
-    table = Table("job", "phase", "round", "joined", "received", "accuracy", "version", "reason")
+    shown = table("job", "phase", "round", "joined", "received", "accuracy", "version", "reason")
     for row in rows:
         accuracy = "" if row["accuracy"] is None else f"{row['accuracy']:.4f}"
-        table.add_row(
+        shown.add_row(
             row["job"], row["phase"], f"{row['round']}/{row['rounds']}", ", ".join(row["joined"]),
             ", ".join(row["received"]), accuracy, str(row["version"] or ""), row["reason"],
         )  # fmt: skip
-    stdout.print(table)
+    stdout.print(shown)

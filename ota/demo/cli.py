@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from edgert.cli import JsonFlag, emit, stderr, stdout
+from edgert.cli import JsonFlag, emit, stderr, stdout, table
 from ota.demo.story import DEVICES, Outcome, tell
 
 __all__ = ["register"]
@@ -50,13 +49,14 @@ def _demo(
 
 
 def _show(outcome: Outcome) -> None:
-    table = Table(title=f"\nOne model, three releases, {len(DEVICES)} devices", title_justify="left")
-    for heading in ("release", "model", f"accuracy ({outcome.test_samples} unseen digits)", "size", "latency"):
-        table.add_column(heading, justify="left" if heading == "model" else "right")
-    table.add_row("1", "float32", *_row(outcome.accuracy_float, outcome.size_float_bytes, outcome.latency_float_ms))
-    table.add_row("2", "int8", *_row(outcome.accuracy_int8, outcome.size_int8_bytes, outcome.latency_int8_ms))
-    table.add_row("3", "int8, after one federated round", f"{outcome.accuracy_federated:.1%}", "", "")
-    stdout.print(table)
+    numbers = (f"accuracy ({outcome.test_samples} unseen digits)", "size", "latency")
+    shown = table(
+        "release", "model", *numbers, title=f"\nOne model, three releases, {len(DEVICES)} devices", right=numbers
+    )
+    shown.add_row("1", "float32", *_row(outcome.accuracy_float, outcome.size_float_bytes, outcome.latency_float_ms))
+    shown.add_row("2", "int8", *_row(outcome.accuracy_int8, outcome.size_int8_bytes, outcome.latency_int8_ms))
+    shown.add_row("3", "int8, after one federated round", f"{outcome.accuracy_federated:.1%}", "the same", "the same")
+    stdout.print(shown)
     for device in outcome.devices:
         stdout.print(f"{device['id']}  release {device['version']}  {device['phase']}  {device['endpoint']}")
     checked = "with client certificates" if outcome.broker == "mosquitto" else "client certificates NOT checked"
