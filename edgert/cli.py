@@ -183,8 +183,8 @@ def _inspect(file: BundleFile, as_json: JsonFlag = False) -> None:
     for name in ("source", "recipe", "weights"):
         origin.add_row(name, getattr(manifest.provenance, name) or "as in the source")
     origin.add_row("tools", ", ".join(f"{name} {version}" for name, version in manifest.provenance.tools.items()))
-    for part in (tensors, artifacts, origin):
-        stdout.print(part)
+    for shown in (tensors, artifacts, origin):
+        stdout.print(shown)
 
 
 @app.command("unpack")
