@@ -21,7 +21,7 @@ demo: $(VENV)/.ready-demo ## run the whole loop on this machine: convert, sign, 
 test: venv .venv-tflite/.ready ## run the tests (real broker, real processes)
 	@.ci/system mosquitto
 	EDGERT_TFLITE_PYTHON=$(if $(wildcard .venv-tflite/bin/python),$(CURDIR)/.venv-tflite/bin/python) \
-	    $(RUN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal $(PYTEST_FLAGS)
+	    $(RUN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup $(PYTEST_FLAGS)
 
 check: venv ## lint, types, floors and doors
 	$(RUN)/ruff check .
@@ -67,9 +67,9 @@ $(VENV)/.ready-dev: $(VENV)/.ready-demo
 	@touch $@
 
 # torch comes first and alone: the exact version keeps the resolver from fetching gigabytes of accelerator libraries.
-.venv-torch/.ready: pyproject.toml .ci/constraints.txt
+.venv-torch/.ready: pyproject.toml .ci/constraints.txt .ci/constraints-torch.txt
 	$(PYTHON) -m venv .venv-torch
-	.venv-torch/bin/python $(INSTALL) torch==2.13.0
+	.venv-torch/bin/python $(INSTALL) -c .ci/constraints-torch.txt torch==2.13.0
 	.venv-torch/bin/python $(INSTALL) -c .ci/constraints.txt hatchling editables
 	.venv-torch/bin/python $(INSTALL) -c .ci/constraints.txt --no-build-isolation -e ".[convert]" pytest pytest-timeout scikit-learn
 	@touch $@
