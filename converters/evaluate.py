@@ -10,9 +10,11 @@ from converters.report import Metric
 from edgert import accuracy
 from edgert.errors import SamplesError
 
-__all__ = ["check_labels", "differences", "drop_points", "same", "score"]
+__all__ = ["Answers", "check_labels", "differences", "drop_points", "same", "score"]
 
 Answers = Mapping[str, NDArray[Any]]
+"""One array per output, first axis = samples."""
+
 _PARITY = 1e-3
 
 
@@ -51,14 +53,8 @@ def check_labels(answers: Answers, labels: NDArray[Any], first: str) -> None:
 
 
 def differences(answers: Answers, reference: Answers) -> dict[str, float]:
-    """Largest absolute difference by output; values that are not finite on both sides count as equal."""
-    found = {}
-    for name, want in reference.items():
-        with np.errstate(invalid="ignore"):
-            gap = np.abs(answers[name].astype(np.float64) - want.astype(np.float64))
-        gap = gap[np.isfinite(gap)]
-        found[name] = float(gap.max()) if gap.size else 0.0
-    return found
+    """`edgert.accuracy.difference` by output."""
+    return {name: accuracy.difference(answers[name], want) for name, want in reference.items()}
 
 
 def same(answers: Answers, reference: Answers) -> bool:

@@ -2,12 +2,12 @@
 
 The native code behind parsing, opset conversion and constant folding can be made to crash, hang or eat all memory by a
 hostile or merely odd file. It does so here in a child, and the parent says what happened. The child half is
-``python -m converters.isolate``: a request (JSON) on standard input, an answer (JSON) on standard output.
+``python -P -m converters.isolate``: a request (JSON) on standard input, an answer (JSON) on standard output. Nothing is
+imported from the folder the user happens to be in.
 """
 
 import os
 import resource
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import onnx
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from converters.importers.base import Importer
-from edgert import plugins
+from edgert import plugins, watch
 from edgert.errors import EdgeRTError, FaultError, ModelError, SamplesError
 
 __all__ = ["Prepared", "main", "prepare"]
@@ -67,6 +67,7 @@ def prepare(model: Path, folder: Path, *, weights: Path | None = None, timeout_s
     Raises:
         ModelError: the file cannot be used; or reading it crashed, took too long or too much memory.
         SamplesError: the weights do not fit the model.
+        TrialError: this machine cannot start a child process at all.
     """
     request = _Request(model=model.absolute(), weights=weights and weights.absolute(), folder=folder.absolute())
     answer, trouble = _call(request, timeout_s)
@@ -82,33 +83,24 @@ def prepare(model: Path, folder: Path, *, weights: Path | None = None, timeout_s
 
 
 def _call(request: _Request, timeout_s: float) -> tuple[_Answer | None, str]:
-    command = [sys.executable, "-m", "converters.isolate"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TMPDIR": str(request.folder)}
+    ended = watch.converse(
+        [sys.executable, "-P", "-m", "converters.isolate"],
+        request.model_dump_json().encode(),
+        timeout_s=timeout_s,
+        environment=environment,
+    )
     try:
-        done = subprocess.run(
-            command,
-            input=request.model_dump_json().encode(),
-            capture_output=True,
-            timeout=timeout_s,
-            check=False,
-            env=environment,
-        )
-    except subprocess.TimeoutExpired:
-        return None, f"it took longer than {timeout_s:.0f} s"
-    try:
-        return _Answer.model_validate_json(done.stdout), ""
+        return _Answer.model_validate_json(ended.said), ""
     except ValidationError:
-        return None, f"the reading process ended with {_ending(done.returncode)}"
-
-
-def _ending(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
+        return None, f"the reading process {ended.trouble or 'ended without an answer'}"
 
 
 def main() -> int:
     """The child half."""
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    answers = watch.private_stdout()
     request = _Request.model_validate_json(sys.stdin.buffer.read())
     try:
         answer = _prepare(request)
@@ -120,7 +112,8 @@ def main() -> int:
         answer = _Answer(error=e.message, hint=e.hint)
     except MemoryError:
         answer = _Answer(error=f"{request.model} needs too much memory to be read", kind="model")
-    sys.stdout.write(answer.model_dump_json())
+    answers.write(answer.model_dump_json())
+    answers.flush()
     return 0
 
 

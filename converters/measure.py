@@ -2,11 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
 
 from converters import evaluate
+from converters.evaluate import Answers
 from converters.quantize.base import FLOAT32
 from converters.report import Candidate, Metric, SampleKind
 from converters.work import Draft, Work
@@ -16,7 +14,7 @@ from edgert.errors import CheckError
 from edgert.samples import Samples
 from edgert.trial import Contender, Verdict
 
-__all__ = ["MEMORY_BYTES", "Answers", "answers", "candidates", "measured_on", "metric_of"]
+__all__ = ["MEMORY_BYTES", "answers", "candidates", "measured_on", "metric_of"]
 
 MEMORY_BYTES = 4 << 30
 """Resident memory one child may use."""
@@ -24,8 +22,6 @@ MEMORY_BYTES = 4 << 30
 _ROUNDS = 60
 _START_S = 60.0
 _SAMPLE_S = 0.25
-
-Answers = Mapping[str, NDArray[Any]]
 
 
 def answers(

@@ -8,10 +8,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from converters import evaluate, graph, measure, report
+from converters import graph, measure, report
+from converters.evaluate import Answers
 from converters.quantize.base import FLOAT32, Precision
 from converters.training.build import TrainingGraph
 from converters.work import Draft, Work
+from edgert import golden as golden_file
+from edgert.accuracy import INCOMPARABLE, difference
 from edgert.errors import CheckError
 from edgert.manifest import Artifact, Golden, Manifest, Provenance, Role, Tensor
 from edgert.samples import Samples, pack_arrays
@@ -94,13 +97,11 @@ def golden_vectors(work: Work, draft: Draft) -> tuple[Golden, bytes]:
     inputs = work.probe.take(slice(0, GOLDEN))
     plain = {name: values[:GOLDEN] for name, values in work.reference.items()}
     said = plain if draft.precision.name == FLOAT32.name else _answers(draft, inputs, work.folder)
-    vectors = {f"input.{name}": array for name, array in inputs.inputs.items()}
-    vectors |= {f"output.{name}": array for name, array in said.items()}
     allowed = {name: tolerance(name, draft.precision, said[name], plain[name]) for name in said}
-    return Golden(count=len(inputs), tolerance=allowed), pack_arrays(vectors)
+    return Golden(count=len(inputs), tolerance=allowed), golden_file.pack(inputs.inputs, said)
 
 
-def _answers(draft: Draft, inputs: Samples, folder: Path) -> measure.Answers:
+def _answers(draft: Draft, inputs: Samples, folder: Path) -> Answers:
     verdict, said = measure.answers({"golden": draft.data}, inputs, folder)["golden"]
     if said is None:
         raise CheckError(f"the golden vectors failed at stage {verdict.stage!r}: {verdict.reason}")
@@ -116,13 +117,22 @@ def tolerance(name: str, precision: Precision, said: NDArray[Any], plain: NDArra
 
     Args:
         said, plain: what the chosen artifact and the float one answer.
+
+    Raises:
+        CheckError: one answers numbers where the other does not, so no tolerance can be told.
     """
     values = said.astype(np.float64)
     values = np.abs(values[np.isfinite(values)])
     largest = float(values.max()) if values.size else 0.0
     allowed = _FLOAT_RELATIVE * largest
     if precision.weights is not None:
-        allowed = max(_INTEGER_RELATIVE * largest, evaluate.differences({name: said}, {name: plain})[name])
+        moved = difference(said, plain)
+        if moved == INCOMPARABLE:
+            raise CheckError(
+                f"output {name!r} of the quantized model is not finite where the float one is",
+                hint="give better calibration samples, or ask for --precision float32",
+            )
+        allowed = max(_INTEGER_RELATIVE * largest, moved)
         if name in precision.activations:
             allowed = max(allowed, _STEPS * precision.activations[name].scale)
     return float(f"{max(allowed, _SMALLEST):.4g}")

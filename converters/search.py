@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from converters.recipe import Wanted
 from converters.report import Candidate
+from edgert.accuracy import INCOMPARABLE
 from edgert.errors import CheckError
 
 __all__ = ["Budget", "choose", "denied"]
@@ -73,6 +74,7 @@ _Words = Callable[[Candidate, Candidate, Budget], str]
 _OBJECTIONS: tuple[tuple[_Test, _Words], ...] = (
     (lambda q, f, b: bool(q.failure),             lambda q, f, b: f"cannot be used: {q.failure}"),
     (lambda q, f, b: _too_large(q, b),            lambda q, f, b: f"has {q.size_bytes} bytes, allowed {b.size_bytes}"),
+    (lambda q, f, b: _not_finite(q),              lambda q, f, b: "answers what is not finite where float is"),
     (lambda q, f, b: q.drop_points is None,       lambda q, f, b: "was not measured"),
     (lambda q, f, b: _drop(q) > b.drop_points,    lambda q, f, b: f"loses {_drop(q):.2f} of {b.drop_points:g} points"),
     (lambda q, f, b: not _pays(q, f),             lambda q, f, b: "is neither smaller nor faster"),
@@ -96,6 +98,10 @@ def _check_size(plain: Candidate, budget: Budget) -> None:
 
 def _too_large(candidate: Candidate, budget: Budget) -> bool:
     return budget.size_bytes is not None and (candidate.size_bytes or 0) > budget.size_bytes
+
+
+def _not_finite(candidate: Candidate) -> bool:
+    return INCOMPARABLE in candidate.parity.values()
 
 
 def _drop(candidate: Candidate) -> float:

@@ -5,8 +5,6 @@
     recipe.json  lock.json  model.onnx  report.json  [calibrate.npz]  [evaluate.npz]
 """
 
-import io
-import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from converters.recipe import Lock, Recipe
+from edgert import archive
 from edgert.config import explain
 from edgert.errors import BundleError
 from edgert.values import digest
@@ -57,15 +56,7 @@ def pack(source: Source) -> bytes:
         "evaluate.npz": source.evaluate,
         "report.json": source.report,
     }
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, data in parts.items():
-            if data is not None:
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                info.mode = 0o644
-                tar.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
+    return archive.pack((name, data) for name, data in parts.items() if data is not None)
 
 
 def open_source(path: Path) -> Source:
@@ -74,7 +65,10 @@ def open_source(path: Path) -> Source:
     Raises:
         BundleError: missing, damaged, no source, or its samples are not those of its recipe.
     """
-    parts = _read(path)
+    places = archive.places(
+        path, (*_NEEDED, *_OPTIONAL).__contains__, noun="a source", hint=_HINT, limit_bytes=_LIMIT_BYTES
+    )
+    parts = {name: archive.read(path, place) for name, place in places.items()}
     missing = [name for name in _NEEDED if name not in parts]
     if missing:
         raise BundleError(f"{path} is not a source: it lacks {', '.join(missing)}", hint=_HINT)
@@ -95,24 +89,3 @@ def _check_samples(path: Path, source: Source) -> None:
     for name, data in (("calibrate", source.calibrate), ("evaluate", source.evaluate)):
         if (None if data is None else digest(data)) != wanted[name]:
             raise BundleError(f"{path}: the samples {name}.npz are not those the recipe names", hint=_HINT)
-
-
-def _read(path: Path) -> dict[str, bytes]:
-    parts: dict[str, bytes] = {}
-    total = 0
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for info in tar:
-                total += info.size
-                known = info.name in _NEEDED or info.name in _OPTIONAL
-                if not info.isreg() or not known or info.name in parts or total > _LIMIT_BYTES:
-                    raise BundleError(f"{path} is not a source: unexpected entry {info.name[:80]!r}", hint=_HINT)
-                stream = tar.extractfile(info)
-                parts[info.name] = b"" if stream is None else stream.read()
-                if len(parts[info.name]) != info.size:
-                    raise BundleError(f"{path} is truncated", hint="copy it again")
-    except FileNotFoundError as e:
-        raise BundleError(f"there is no file {path}", hint="check the path") from e
-    except (OSError, tarfile.TarError, ValueError, EOFError) as e:
-        raise BundleError(f"{path} is not a source: {e}", hint=_HINT) from e
-    return parts

@@ -11,7 +11,6 @@ only the digests matter, not what carries them.
 
 import json
 import re
-import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,13 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from edgert import archive
 from edgert.config import explain
 from edgert.errors import BundleError, UsageError
 from edgert.files import replacing, replacing_folder
 from edgert.manifest import Artifact, Digest, Manifest, Role
-from edgert.values import canonical_json, digest
+from edgert.values import canonical_json
+from edgert.values import digest as digest_of
 
 __all__ = ["SUFFIX", "Blobs", "Bundle", "Image", "create", "parse_image"]
 
@@ -36,7 +37,7 @@ _MANIFEST_TYPE = "application/vnd.edgert.manifest.v1+json"
 _ARTIFACT_TYPE = "application/vnd.edgert.artifact.v1+"
 _BLOB = re.compile(r"blobs/sha256/[0-9a-f]{64}")
 _JSON_LIMIT_BYTES = 4 << 20
-_ENTRY_LIMIT = 10_000
+_HINT = "make one with `edgert convert`"
 
 
 class _Descriptor(BaseModel):
@@ -198,7 +199,7 @@ def create(path: Path, manifest: Manifest, artifacts: Mapping[str, bytes]) -> st
     config = canonical_json(manifest.model_dump(mode="json"))
     layers = []
     for artifact in manifest.artifacts:
-        if digest(artifacts.get(artifact.digest, b"")) != artifact.digest:
+        if digest_of(artifacts.get(artifact.digest, b"")) != artifact.digest:
             raise BundleError(f"the bytes of artifact {artifact.file} are not at hand")
         title = {"org.opencontainers.image.title": artifact.file, "dev.edgert.role": artifact.role}
         layers.append(
@@ -216,24 +217,14 @@ def create(path: Path, manifest: Manifest, artifacts: Mapping[str, bytes]) -> st
     index = canonical_json(
         {"schemaVersion": 2, "mediaType": _INDEX_TYPE, "manifests": [_descriptor(_IMAGE_TYPE, image)]}
     )
-    entries = {_blob_name(digest(data)): data for data in (config, image, *artifacts.values())}
-    with replacing(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, data in [("oci-layout", _LAYOUT), ("index.json", index), *sorted(entries.items())]:
-            _add(tar, name, data)
-    return digest(image)
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    import io
-
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    info.mode = 0o644
-    tar.addfile(info, io.BytesIO(data))
+    entries = {_blob_name(digest_of(data)): data for data in (config, image, *artifacts.values())}
+    with replacing(path) as temporary:
+        archive.write(temporary, [("oci-layout", _LAYOUT), ("index.json", index), *sorted(entries.items())])
+    return digest_of(image)
 
 
 def _descriptor(media_type: str, data: bytes) -> dict[str, Any]:
-    return {"mediaType": media_type, "digest": digest(data), "size": len(data)}
+    return {"mediaType": media_type, "digest": digest_of(data), "size": len(data)}
 
 
 def _blob_name(blob_digest: str) -> str:
@@ -245,46 +236,30 @@ class _TarBlobs:
     """Blobs of a tar file, by their place in it; read when asked for, verified every time."""
 
     path: Path
-    places: dict[str, tuple[int, int]]
+    places: dict[str, archive.Place]
 
     def read(self, digest: str) -> bytes:
         place = self.places.get(_blob_name(digest))
         if place is None:
-            raise BundleError(f"{self.path} lacks blob {digest}")
-        data = self.raw(_blob_name(digest))
-        if _digest(data) != digest:
+            raise BundleError(f"{self.path} lacks blob {digest}", hint="fetch the file again")
+        data = archive.read(self.path, place)
+        if digest_of(data) != digest:
             raise BundleError(f"{self.path}: blob {digest} is damaged", hint="fetch the file again")
         return data
 
-    def raw(self, name: str) -> bytes:
-        offset, size = self.places[name]
-        with self.path.open("rb") as file:
-            file.seek(offset)
-            return file.read(size)
-
-
-_digest = digest
-
 
 def _read_tar(path: Path) -> tuple[_TarBlobs, str]:
-    places: dict[str, tuple[int, int]] = {}
+    places = archive.places(path, _expected, noun="an EdgeRT bundle", hint=_HINT)
+    index = places.get("index.json")
+    if index is None or index.size >= _JSON_LIMIT_BYTES:
+        raise BundleError(f"{path} is not an EdgeRT bundle: no usable index.json", hint=_HINT)
     try:
-        with tarfile.open(path, "r:") as tar:
-            for info in tar:
-                expected = info.name in ("oci-layout", "index.json") or _BLOB.fullmatch(info.name)
-                if not info.isreg() or not expected or info.name in places or len(places) > _ENTRY_LIMIT:
-                    raise BundleError(f"{path} is not an EdgeRT bundle: unexpected entry {info.name[:80]!r}")
-                places[info.name] = (info.offset_data, info.size)
-    except FileNotFoundError as e:
-        raise BundleError(f"there is no file {path}") from e
-    except (OSError, tarfile.TarError, ValueError) as e:
-        raise BundleError(f"{path} is not an EdgeRT bundle: {e}", hint="make one with `edgert convert`") from e
-    blobs = _TarBlobs(path, places)
-    if places.get("index.json", (0, _JSON_LIMIT_BYTES))[1] >= _JSON_LIMIT_BYTES:
-        raise BundleError(f"{path} is not an EdgeRT bundle: no usable index.json")
-    try:
-        manifests = json.loads(blobs.raw("index.json"))["manifests"]
+        manifests = json.loads(archive.read(path, index))["manifests"]
         (image,) = (_Descriptor.model_validate(row) for row in manifests)
     except (ValueError, KeyError, TypeError) as e:
-        raise BundleError(f"{path} is not an EdgeRT bundle: index.json cannot be understood") from e
-    return blobs, image.digest
+        raise BundleError(f"{path} is not an EdgeRT bundle: index.json cannot be understood", hint=_HINT) from e
+    return _TarBlobs(path, places), image.digest
+
+
+def _expected(name: str) -> bool:
+    return name in ("oci-layout", "index.json") or _BLOB.fullmatch(name) is not None

@@ -4,7 +4,6 @@ Nothing here starts a process or reads a request: see :mod:`edgert.trial`, which
 """
 
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from edgert import host, runtime
+from edgert import accuracy, host, runtime
+from edgert import golden as golden_file
 from edgert import samples as samples_file
 from edgert.backends.base import Session
 from edgert.errors import CheckError
 from edgert.values import Feeds, TensorSpec
 
-__all__ = ["Examination", "Runner", "Stage", "Subject", "Verdict", "feeds_for_latency", "golden_feeds", "measure"]
+__all__ = ["Examination", "Runner", "Stage", "Subject", "Verdict", "feeds_for_latency", "measure"]
 
 Stage = Literal["load", "golden", "samples", "latency", "done"]
 
@@ -112,9 +112,9 @@ class Examination:
             CheckError: an output is further off than its tolerance; one without a tolerance is only measured.
         """
         self._enter("golden")
-        feeds = list(golden_feeds(arrays, session.inputs))
+        feeds = list(golden_file.feeds(arrays, session.inputs))
         self._feeds = feeds[:_FEEDS_FOR_LATENCY]
-        wanted = {name.removeprefix("output."): a for name, a in arrays.items() if name.startswith("output.")}
+        wanted = golden_file.outputs(arrays)
         if not feeds or not wanted:
             raise CheckError("the golden vectors are empty")
         errors = dict.fromkeys(wanted, 0.0)
@@ -167,7 +167,7 @@ def feeds_for_latency(specs: Sequence[TensorSpec], samples: Path | None, golden:
     if samples is not None:
         return list(islice(samples_file.load(samples).feeds(specs), _FEEDS_FOR_LATENCY))
     if golden is not None:
-        return list(islice(golden_feeds(samples_file.load_arrays(golden), specs), _FEEDS_FOR_LATENCY))
+        return list(islice(golden_file.feeds(samples_file.load_arrays(golden), specs), _FEEDS_FOR_LATENCY))
     return [_synthetic(specs)]
 
 
@@ -205,36 +205,12 @@ def measure(runners: Sequence[Runner], rounds: int, deadline: float) -> dict[str
     return {label: (statistics.median(walls[label]) * 1e3, statistics.median(cpus[label]) * 1e3) for label in walls}
 
 
-def golden_feeds(arrays: Mapping[str, NDArray[Any]], specs: Sequence[TensorSpec]) -> Iterator[Feeds]:
-    """One feed per golden vector.
-
-    Raises:
-        CheckError: an input is missing, or the arrays differ in length.
-    """
-    inputs = {}
-    for spec in specs:
-        if f"input.{spec.name}" not in arrays:
-            raise CheckError(f"the golden vectors hold no input {spec.name!r}")
-        inputs[spec.name] = arrays[f"input.{spec.name}"]
-    lengths = {len(array) if array.ndim else 0 for name, array in arrays.items() if name.partition(".")[2]}
-    if len(lengths) != 1:
-        raise CheckError("the golden vectors differ in number")
-    for i in range(lengths.pop()):
-        yield {name: array[i] for name, array in inputs.items()}
-
-
 def _difference(name: str, answer: NDArray[Any] | None, wanted: NDArray[Any]) -> float:
-    """Largest absolute difference; the largest float where one is not a number and the other is."""
     if answer is None:
         raise CheckError(f"the model has no output {name!r}")
     if answer.shape != wanted.shape:
         raise CheckError(f"output {name!r} has shape {answer.shape}, the golden vectors have {wanted.shape}")
-    if answer.dtype.kind not in "biuf" or wanted.dtype.kind not in "biuf":
-        return 0.0 if np.array_equal(answer, wanted) else sys.float_info.max
-    a, b = answer.astype(np.float64), wanted.astype(np.float64)
-    with np.errstate(invalid="ignore", over="ignore"):
-        gaps = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
-    return float(np.nan_to_num(gaps, nan=sys.float_info.max, posinf=sys.float_info.max).max(initial=0.0))
+    return accuracy.difference(answer, wanted)
 
 
 def _synthetic(specs: Sequence[TensorSpec]) -> Feeds:

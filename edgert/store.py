@@ -160,8 +160,8 @@ class Store:
             return Slot.model_validate_json((self._model(model) / f"{name}.json").read_bytes())
         except FileNotFoundError:
             return None
-        except ValidationError as e:
-            raise StoreError(f"slot {name} of model {model} is damaged") from e
+        except (OSError, ValidationError) as e:
+            raise StoreError(f"slot {name} of model {model} is damaged", hint="assign the model again") from e
 
     def active_slot(self, model: str) -> Slot | None:
         """What answers now, or None before the first model."""
@@ -189,10 +189,15 @@ class Store:
         return Bundle.load(self, slot.digest)
 
     def collect(self) -> list[str]:
-        """Remove every blob that no slot needs; returns their digests."""
+        """Remove every blob that no slot needs; returns their digests.
+
+        Raises:
+            StoreError: a slot is damaged, so nobody can say what it needs; nothing is removed.
+        """
         needed: set[str] = set()
-        for pointer in (self.root / "models").glob("*/[AB].json"):
-            slot = Slot.model_validate_json(pointer.read_bytes())
+        names: tuple[SlotName, ...] = ("A", "B")
+        slots = [self.slot(folder.name, name) for folder in (self.root / "models").glob("*/") for name in names]
+        for slot in filter(None, slots):
             needed |= {slot.digest}
             if self.has(slot.digest):
                 needed |= set(parse_image(self.read(slot.digest)).blobs())

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -332,16 +332,9 @@ _ANSWERS: dict[str, Callable[[_Request, Tell, float], _Line]] = {
 }
 
 
-def _private_stdout() -> IO[str]:
-    """Standard output for answers only; from now on anything else that prints there reaches standard error."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return answers
-
-
 def _main() -> int:
     began = time.monotonic()
-    answers = _private_stdout()
+    answers = watch.private_stdout()
     request = _Request.model_validate_json(sys.stdin.buffer.read())
     signal.alarm(int(request.timeout_s) + 5)  # a child whose parent was killed ends by itself
     _be_first_to_die()

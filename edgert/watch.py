@@ -6,13 +6,14 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import IO
 
 from edgert import host
 from edgert.errors import TrialError
 
-__all__ = ["Ended", "converse"]
+__all__ = ["Ended", "converse", "private_stdout"]
 
 _SAID_LIMIT_BYTES = 4 << 20
 _COMPLAINED_LIMIT_BYTES = 4 << 10
@@ -34,7 +35,14 @@ class Ended:
     peak_rss_bytes: int
 
 
-def converse(arguments: Sequence[str], question: bytes, *, timeout_s: float, memory_bytes: int | None = None) -> Ended:
+def converse(
+    arguments: Sequence[str],
+    question: bytes,
+    *,
+    timeout_s: float,
+    memory_bytes: int | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Ended:
     """Run a program, with `question` on its standard input, until it ends or breaks a limit.
 
     It has a process group of its own, which is killed then: whatever the child started dies with it.
@@ -42,6 +50,7 @@ def converse(arguments: Sequence[str], question: bytes, *, timeout_s: float, mem
     Args:
         memory_bytes: of resident pages, looked at every 20 ms, because those are what a small box runs out of. A limit
             on address space or data would count what runtimes reserve and never touch: arenas, stacks, mapped weights.
+        environment: of the child; None = that of this process.
 
     Raises:
         TrialError: this machine cannot start a process at all.
@@ -51,7 +60,12 @@ def converse(arguments: Sequence[str], question: bytes, *, timeout_s: float, mem
         stdin.seek(0)
         try:
             process = subprocess.Popen(
-                list(arguments), stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+                list(arguments),
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                env=environment,
             )
         except OSError as e:
             raise TrialError(
@@ -62,6 +76,13 @@ def converse(arguments: Sequence[str], question: bytes, *, timeout_s: float, mem
             return _Watch(process, timeout_s, memory_bytes).until_the_end()
         finally:
             _kill(process)
+
+
+def private_stdout() -> IO[str]:
+    """In the child: standard output for answers only; what anything else prints from now on goes to standard error."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return answers
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

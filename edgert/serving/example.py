@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgert import samples
+from edgert import golden, samples
 from edgert.bundle import Bundle
 from edgert.errors import BundleError
 from edgert.serving.codecs import encode_request
@@ -27,7 +27,7 @@ def golden_inputs(bundle: Bundle) -> dict[str, NDArray[Any]]:
         BundleError: the bundle has no golden vectors.
     """
     arrays = samples.load_arrays(io.BytesIO(bundle.read(bundle.require("golden"))))
-    inputs = {name.removeprefix("input."): array for name, array in arrays.items() if name.startswith("input.")}
+    inputs = golden.inputs(arrays)
     if not inputs or any(not array.ndim or not len(array) for array in inputs.values()):
         raise BundleError(f"the golden vectors of {bundle.manifest.model} hold no inputs")
     return {name: array[0] for name, array in inputs.items()}

@@ -6,7 +6,8 @@ from numpy.typing import NDArray
 
 from converters import evaluate, package
 from converters.quantize.base import FLOAT32, Precision, Quantization, WeightRule
-from edgert.errors import SamplesError
+from edgert.accuracy import INCOMPARABLE
+from edgert.errors import CheckError, SamplesError
 
 _SCORES = {"scores": np.array([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]], np.float32)}
 
@@ -55,6 +56,16 @@ def test_values_that_are_not_finite_must_be_so_on_both_sides() -> None:
     assert evaluate.same(broken, broken)
     assert not evaluate.same(broken, _SCORES)
     assert not evaluate.same(_SCORES, broken)
+
+
+def test_an_answer_that_is_no_number_differs_without_measure() -> None:
+    silent = {"scores": np.full((3, 2), np.nan, np.float32)}
+    assert evaluate.differences(silent, _SCORES) == {"scores": INCOMPARABLE}
+    assert evaluate.differences(_SCORES, silent) == {"scores": INCOMPARABLE}
+    assert evaluate.differences(silent, silent) == {"scores": 0.0}
+    precision = Precision("int8", {}, WeightRule(7), ("n",))
+    with pytest.raises(CheckError, match="not finite"):
+        package.tolerance("scores", precision, silent["scores"], _SCORES["scores"])
 
 
 def test_float_tolerance_follows_the_scale_of_the_output() -> None:

@@ -1,5 +1,7 @@
 """Whatever is wrong with the input: one line `error:`, one line `hint:`, non-zero exit, nothing written."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,22 @@ def test_a_reading_process_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     model = models.write(models.cnn(), tmp_path / "m.onnx")
     with pytest.raises(ModelError, match="took longer"):
         isolate.prepare(model, tmp_path, timeout_s=0.01)
+
+
+def test_a_file_in_the_working_folder_does_not_stand_in_for_a_library(tmp_path: Path) -> None:
+    models.write(models.cnn(), tmp_path / "m.onnx")
+    for name in ("onnx", "numpy", "edgert", "converters"):
+        (tmp_path / f"{name}.py").write_text("open('was-imported', 'w'); print('{}'); raise SystemExit(3)\n")
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "edgert", "convert", "m.onnx", "--profile", "x86-64", "-o", "m.edgert"],
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert (tmp_path / "m.edgert").exists()
+    assert not (tmp_path / "was-imported").exists()
 
 
 def test_models_of_the_library_are_listed_and_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,7 @@
 """The choice of a precision, as a table."""
 
+import sys
+
 import pytest
 
 from converters.report import Candidate
@@ -25,6 +27,7 @@ def _int8(**changes: object) -> Candidate:
         (_int8(size_bytes=1200, cpu_ms=0.97),         "float32", "neither smaller nor faster"),
         (_int8(drop_points=1.01),                     "float32", "loses 1.01 of 1 points"),
         (_int8(drop_points=None),                     "float32", "not measured"),
+        (_int8(parity={"y": sys.float_info.max}),     "float32", "not finite"),
         (_int8(failure="no calibration samples"),     "float32", "no calibration samples"),
     ],
 )  # fmt: skip

@@ -149,6 +149,15 @@ def test_collecting_keeps_what_the_two_slots_need(tmp_path: Path, store: Store) 
     assert store.collect() == []
 
 
+def test_collecting_beside_a_damaged_slot_removes_nothing(store: Store) -> None:
+    kept = store.add(b"perhaps needed")
+    store.stage("m", slot(b"first"))
+    (store.root / "models" / "m" / "A.json").write_bytes(b"\xff{")
+    with pytest.raises(StoreError, match="slot A of model m is damaged"):
+        store.collect()
+    assert store.has(kept)
+
+
 def test_a_damaged_bundle_is_not_ingested_whole(tmp_path: Path, store: Store) -> None:
     path = bundle_file(tmp_path / "m.edgert")
     bundle = Bundle.open(path)
