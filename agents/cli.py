@@ -33,10 +33,10 @@ _MaybeState = Annotated[Path | None, typer.Option("--state", help="Folder that h
 _Kit = Annotated[Path | None, typer.Option("--kit", help="Enrolment kit; not needed once the box is enrolled.")]
 _Profile = Annotated[str | None, typer.Option("--profile", help="Kind of box; default: the best match.")]
 _Config = Annotated[Path | None, typer.Option("--config", help="TOML file with these settings.")]
-_Insecure = Annotated[
-    bool | None,
-    typer.Option("--insecure-broker", help="Accept a broker without TLS (a demo on one machine)."),
-]
+
+
+_ANY_BOX = "generic-cpu"
+"""The profile whose bundles run anywhere."""
 
 
 def register(app: typer.Typer) -> None:
@@ -44,8 +44,8 @@ def register(app: typer.Typer) -> None:
     app.add_typer(_agent, name="agent")
 
 
-@_agent.command()
-def run(
+@_agent.command("run")
+def _run(
     state: _MaybeState = None,
     kit: _Kit = None,
     profile: _Profile = None,
@@ -55,7 +55,6 @@ def run(
         list[str] | None, typer.Option(metavar="MODEL=DIR", help="Local .npz examples of a model; may be repeated.")
     ] = None,
     config: _Config = None,
-    insecure_broker: _Insecure = None,
     log_level: Annotated[str | None, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -72,40 +71,38 @@ def run(
             "serve_host": serve_host,
             "serve_port": serve_port,
             "examples": dict(map(_pair, examples)) if examples else None,
-            "insecure_broker": insecure_broker,
             "log_level": log_level,
         },
     )
     logs.setup(read.log_level, process="agent")
-    _until_stopped(_run(read, as_json))
+    _until_stopped(_supervise(read, as_json))
 
 
-@_agent.command()
-def enroll(
+@_agent.command("enroll")
+def _enroll(
     kit: Annotated[Path, typer.Option("--kit", help="Enrolment kit, made by `edgert ota claims new`.")],
     state: _State,
     profile: _Profile = None,
-    insecure_broker: _Insecure = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Turn a kit into this box's own key and certificate."""
     from agents import config as settings
     from agents.state import StateFolder
 
-    read = settings.load(None, {"state": state, "kit": kit, "profile": profile, "insecure_broker": insecure_broker})
+    read = settings.load(None, {"state": state, "kit": kit, "profile": profile})
     folder = StateFolder(read.state)
-    with folder.locked():
+    with folder.locked(time.sleep):
         identity = asyncio.run(_identity(read))
     if not emit({"device": identity.device, "state": str(read.state)}, as_json):
         stdout.print(f"enrolled as {identity.device}")
 
 
-@_agent.command()
-def status(state: _State, as_json: JsonFlag = False) -> None:
+@_agent.command("status")
+def _status(state: _State, as_json: JsonFlag = False) -> None:
     """What a box is: models, slots, versions, the last error; read from its folder, without network."""
-    from agents import status as inspection
+    from agents import status
 
-    found = inspection.read(state)
+    found = status.read(state)
     if emit(found.model_dump(mode="json"), as_json):
         return
     stdout.print(f"device {found.device or 'not enrolled'}, profile {found.profile or 'unknown'}")
@@ -119,23 +116,22 @@ def status(state: _State, as_json: JsonFlag = False) -> None:
             stdout.print(f"  hint: {model.hint}")
 
 
-@_agent.command()
-def rollback(
+@_agent.command("rollback")
+def _rollback(
     state: _State,
     model: Annotated[str, typer.Option("--model", help="Which model.")],
     as_json: JsonFlag = False,
 ) -> None:
     """Let the other slot of a model answer, without network; the fleet's next assignment may update it again."""
-    from agents import rollback as withdrawal
-    from agents import status as inspection
+    from agents import rollback, status
 
-    withdrawal.take_back(state, model, pause=time.sleep)
-    now = inspection.read(state).models[model]
+    rollback.take_back(state, model, pause=time.sleep)
+    now = status.read(state).models[model]
     if not emit({"model": model, "version": now.version, "slot": now.slot}, as_json):
         stdout.print(f"{model} is back at version {now.version} in slot {now.slot}")
 
 
-async def _run(config: "AgentConfig", as_json: bool) -> None:
+async def _supervise(config: "AgentConfig", as_json: bool) -> None:
     from agents.state import StateFolder
     from agents.supervisor import Supervisor
     from edgert.clock import SystemClock
@@ -146,7 +142,7 @@ async def _run(config: "AgentConfig", as_json: bool) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     folder = StateFolder(config.state)
-    with folder.locked():
+    async with folder.owned():
         identity = await _unless_stopped(_identity(config), stop)
         if identity is None:
             return
@@ -165,25 +161,23 @@ async def _run(config: "AgentConfig", as_json: bool) -> None:
 
 
 async def _identity(config: "AgentConfig") -> "Identity":
-    from agents.enroll import enroll as ask
-    from agents.enroll import known
+    from agents.enroll import enroll, known
     from agents.state import StateFolder
     from edgert.clock import SystemClock
     from edgert.wire.transports.mqtt import MqttTransport
 
     folder = StateFolder(config.state)
     if config.kit is None:
-        identity = known(folder, insecure_allowed=config.insecure_broker)
+        identity = known(folder)
         if identity is None:
             raise UsageError("this box is not enrolled", hint="give --kit, made by `edgert ota claims new`")
         return identity
-    return await ask(
+    return await enroll(
         folder,
         config.kit,
         _profile(config).name,
         transports=MqttTransport,
         clock=SystemClock(),
-        insecure_allowed=config.insecure_broker,
     )
 
 
@@ -212,7 +206,7 @@ def _profile(config: "AgentConfig") -> "Profile":
 
     if config.profile is not None:
         return profiles.load(config.profile)
-    return profiles.load(next((match.name for match in profiles.match(host.detect()) if match.fits), "x86-64"))
+    return profiles.load(next((match.name for match in profiles.match(host.detect()) if match.fits), _ANY_BOX))
 
 
 def _pair(text: str) -> tuple[str, Path]:

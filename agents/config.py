@@ -21,7 +21,6 @@ class AgentConfig(BaseModel):
         profile: what kind of box this is; None = the best match of this machine.
         serve_host, serve_port: where the box answers inference requests; loopback unless told otherwise.
         examples: per model a folder of ``.npz`` files to learn from; they never leave the box.
-        insecure_broker: accept a kit whose broker speaks no TLS.
         trial_timeout_s: for one trial of a new bundle.
         trial_memory_bytes: of the trial's child; None = what the profile says.
         training_memory_bytes: of the training child.
@@ -35,7 +34,6 @@ class AgentConfig(BaseModel):
     serve_host: str = "127.0.0.1"
     serve_port: int = Field(default=8080, ge=0, le=65535)
     examples: dict[Name, Path] = Field(default_factory=dict)
-    insecure_broker: bool = False
     trial_timeout_s: float = Field(default=60.0, gt=0)
     trial_memory_bytes: int | None = Field(default=None, gt=0)
     training_memory_bytes: int = Field(default=1 << 30, gt=0)

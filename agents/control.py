@@ -85,7 +85,7 @@ class Control:
                 error=f"an update of {request.model} is under way", hint="see `edgert agent status`, then ask again"
             )
         except (OSError, ValidationError):
-            return Answer(error="the request cannot be understood")
+            return Answer(error="the request cannot be understood", hint="use the `edgert` of the running agent")
         except EdgeRTError as e:
             return Answer(error=e.message, hint=e.hint, refused=isinstance(e, RefusedError))
         logger.warning("%s: %s", request.model, state.error)

@@ -44,31 +44,28 @@ class Identity:
     root: bytes
 
 
-def read_kit(folder: Path, *, insecure_allowed: bool) -> Kit:
+def read_kit(folder: Path) -> Kit:
     """The kit in `folder`.
 
     Raises:
         ConfigError: it is incomplete.
-        RefusedError: its broker speaks no TLS and nobody allowed that.
     """
     kit = _kit(folder / "kit.json")
     lacking = [name for name in ("ca.pem", "claim.pem", "claim.key", "root.json") if not (folder / name).is_file()]
     if lacking:
         raise ConfigError(f"the kit {folder} lacks {', '.join(lacking)}", hint="make one with `edgert ota claims new`")
-    _require_tls(kit, insecure_allowed)
     return kit
 
 
-def known(state: StateFolder, *, insecure_allowed: bool) -> Identity | None:
+def known(state: StateFolder) -> Identity | None:
     """Who this box is, or None before it enrolled.
 
     Raises:
-        RefusedError: the fleet's broker speaks no TLS and nobody allowed that.
+        ConfigError: what it was told when it enrolled cannot be read.
     """
     if not (state.identity / "certificate.pem").is_file():
         return None
     kit = _kit(state.identity / "device.json")
-    _require_tls(kit, insecure_allowed)
     try:
         root = (state.identity / "root.json").read_bytes()
     except OSError as e:
@@ -83,7 +80,6 @@ async def enroll(
     *,
     transports: Transports,
     clock: Clock,
-    insecure_allowed: bool = False,
     deadline_s: float = 60.0,
 ) -> Identity:
     """Turn the kit into an identity; one that is there already is returned as it is.
@@ -96,8 +92,8 @@ async def enroll(
         LinkError: the broker cannot be reached, or no answer came in time.
         StoreError: the identity cannot be kept.
     """
-    kit = read_kit(kit_folder, insecure_allowed=insecure_allowed)
-    here = known(state, insecure_allowed=insecure_allowed)
+    kit = read_kit(kit_folder)
+    here = known(state)
     if here is not None:
         if here.device != kit.device:
             raise RefusedError(
@@ -121,7 +117,7 @@ async def enroll(
     check_certificate(certificate, authority=(kit_folder / "ca.pem").read_bytes(), key=key, name=kit.device)
     write_durable(state.identity / "certificate.pem", certificate, mode=0o600)
     logger.info("enrolled as %s", kit.device)
-    identity = known(state, insecure_allowed=insecure_allowed)
+    identity = known(state)
     if identity is None:
         raise LinkError("the certificate vanished", hint="check the disk")
     return identity
@@ -169,7 +165,7 @@ async def _next(replies: Subscription) -> Delivery | None:
     except TimeoutError:
         return None
     except StopAsyncIteration as e:
-        raise LinkError("the connection to the broker was closed") from e
+        raise LinkError("the connection to the broker was closed", hint="run the command again") from e
 
 
 def _kit(path: Path) -> Kit:
@@ -181,15 +177,5 @@ def _kit(path: Path) -> Kit:
         raise ConfigError(f"{path} cannot be understood", hint="make a kit with `edgert ota claims new`") from e
 
 
-def _require_tls(kit: Kit, insecure_allowed: bool) -> None:
-    if kit.insecure and not insecure_allowed:
-        raise RefusedError(
-            f"the broker at {kit.host}:{kit.port} speaks no TLS",
-            hint="anyone on the way could listen; --insecure-broker allows it, for a demo on one machine",
-        )
-
-
 def _broker(kit: Kit, folder: Path, name: str, certificate: str, key: str) -> Broker:
-    if kit.insecure:
-        return Broker(kit.host, kit.port, name, insecure=True)
     return Broker(kit.host, kit.port, name, folder / "ca.pem", folder / certificate, folder / key)

@@ -35,12 +35,17 @@ def read(folder: Path) -> Samples:
         raise SamplesError(f"{folder} holds no examples", hint="put .npz files with inputs and labels there")
     names = set(parts[0].inputs)
     if any(set(part.inputs) != names or part.labels is None for part in parts):
-        raise SamplesError(f"the files in {folder} hold different inputs, or no labels")
+        raise SamplesError(
+            f"the files in {folder} hold different inputs, or no labels",
+            hint="every file needs the model's inputs and an array `labels`",
+        )
     try:
         inputs = {name: np.concatenate([part.inputs[name] for part in parts]) for name in sorted(names)}
         labels = np.concatenate([part.labels for part in parts if part.labels is not None])
     except ValueError as e:
-        raise SamplesError(f"the files in {folder} hold inputs of different shapes") from e
+        raise SamplesError(
+            f"the files in {folder} hold inputs of different shapes", hint="only the first dimension may differ"
+        ) from e
     return Samples(inputs, labels)
 
 
@@ -55,5 +60,7 @@ def _length(path: Path) -> int:
             reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, _, _ = reader(labels)
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as e:
-        raise SamplesError(f"{path} is not an .npz file with labels") from e
+        raise SamplesError(
+            f"{path} is not an .npz file with labels", hint="write it with numpy.savez(..., labels=...)"
+        ) from e
     return int(shape[0]) if shape else 0

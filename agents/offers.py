@@ -99,7 +99,7 @@ class Offers:
     def read(self, name: str, offset: int, length: int) -> bytes:
         """A range of an offered update."""
         if not self._offered(name):
-            raise StoreError("that is not on offer")
+            raise StoreError("that is not on offer", hint="it may be of a round that is over")
         return self._source.read(name, offset, length)
 
     def _offered(self, name: str) -> bool:

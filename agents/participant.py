@@ -14,7 +14,7 @@ from typing import Protocol
 
 from agents import examples, training
 from agents.offers import Offers
-from agents.update.box import Blobs
+from agents.update.box import Blobs, Keys
 from edgert.bundle import Bundle
 from edgert.clock import Clock
 from edgert.envelope import JOB_TYPE, verify
@@ -24,7 +24,6 @@ from edgert.manifest import Manifest
 from edgert.store import Store
 from edgert.wire import topics
 from edgert.wire.chunks import answer
-from edgert.wire.fleet import FleetKeys
 from edgert.wire.messages.base import Message
 from edgert.wire.messages.blob import Done, Get
 from edgert.wire.messages.federated import Decline, Invite, Join, RoundOver, decode_down
@@ -33,14 +32,6 @@ from edgert.wire.transports.base import Delivery
 __all__ = ["Participant", "Talk"]
 
 logger = logging.getLogger(__name__)
-
-
-class Keys(Protocol):
-    """Names the keys of envelopes (`agents.update.trust`)."""
-
-    async def fleet_keys(self) -> FleetKeys: ...
-
-    async def known_keys(self) -> FleetKeys: ...
 
 
 class Talk(Protocol):
@@ -114,7 +105,9 @@ class Participant:
             return
         plan = Plan.decode(await self._verified(delivery.payload))
         if topics.job(plan.job) != delivery.topic:
-            raise RefusedError(f"the plan of job {plan.job} was announced as {job[:80]}")
+            raise RefusedError(
+                f"the plan of job {plan.job} was announced as {job[:80]}", hint="somebody repeats what is not theirs"
+            )
         if self._proven() >= plan.expires:
             logger.info("job %s is over", plan.job)
             return
@@ -231,14 +224,17 @@ class Participant:
         if offer is None:
             bundle = self._bundle(plan)
             if bundle is None:
-                raise RefusedError(f"{plan.model} no longer answers from the bundle of job {plan.job}")
+                raise RefusedError(
+                    f"{plan.model} no longer answers from the bundle of job {plan.job}",
+                    hint="start a new job for the bundle that answers",
+                )
             deadline = self._clock.monotonic() + min(plan.deadline_s, invite.deadline_s)
             weights = await self._weights(bundle, invite, deadline)
-            job = self._job(plan, invite, bundle, weights, deadline)
-            result = await training.run(job)
-            update = await asyncio.to_thread(job.update.read_bytes)
+            task = self._task(plan, invite, bundle, weights, deadline)
+            result = await training.run(task)
+            update = await asyncio.to_thread(task.update.read_bytes)
             offer = self._offers.keep(invite, update, examples=result.examples, loss=result.loss, expires=plan.expires)
-            job.update.unlink(missing_ok=True)
+            task.update.unlink(missing_ok=True)
             if weights.is_relative_to(self._folder):
                 weights.unlink(missing_ok=True)
         await self._talk.send("fl/out", offer)
@@ -253,12 +249,14 @@ class Participant:
         await self._talk.fetcher.fetch_blob(own, invite.weights, invite.weights_bytes, deadline_s=left_s)
         return own.path(invite.weights)
 
-    def _job(self, plan: Plan, invite: Invite, bundle: Bundle, weights: Path, deadline: float) -> training.Job:
+    def _task(self, plan: Plan, invite: Invite, bundle: Bundle, weights: Path, deadline: float) -> training.Task:
         manifest = bundle.manifest
         if manifest.training is None:
-            raise BundleError(f"the bundle of {plan.model} cannot be trained")
+            raise BundleError(
+                f"the bundle of {plan.model} cannot be trained", hint="convert the model with a training recipe"
+            )
         ours = int.from_bytes(hashlib.sha256(self._device.encode()).digest()[:8])
-        return training.Job(
+        return training.Task(
             graph=self._store.path(bundle.require("train").digest).absolute(),
             training=manifest.training,
             weights=weights.absolute(),

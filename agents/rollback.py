@@ -29,12 +29,15 @@ def take_back(folder: Path, model: str, *, pause: Callable[[float], None]) -> No
         FaultError: an update is under way.
     """
     if not (folder / "identity").is_dir() or not is_name(model):
-        raise UsageError(f"{folder} is not the state folder of an agent with model {model[:80]!r}")
+        raise UsageError(
+            f"{folder} is not the state folder of an agent with model {model[:80]!r}",
+            hint="give the agent's --state folder, and a model that `edgert agent status` lists",
+        )
     state = StateFolder(folder)
     if state.held():
         control.ask(state.control, control.Request(model=model), SystemClock(), pause)
         return
-    with state.locked():
+    with state.locked(pause):
         _in_place(state, model)
 
 

@@ -13,12 +13,12 @@
     control/                         requests of the command line to a running agent
 """
 
+import asyncio
 import fcntl
 import logging
 import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -32,6 +32,9 @@ from edgert.wire.twin import Desired
 __all__ = ["Memory", "StateFolder"]
 
 logger = logging.getLogger(__name__)
+
+_ATTEMPTS = 5
+_MOMENT_S = 0.02
 
 
 class Memory(BaseModel):
@@ -109,23 +112,43 @@ class StateFolder:
         write_durable(self.root / "state.json", memory.model_dump_json().encode(), mode=0o600)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, pause: Callable[[float], object]) -> Iterator[None]:
         """Hold the folder for one process.
+
+        Args:
+            pause: waits some seconds; someone who only looks holds the lock for a moment.
 
         Raises:
             FaultError: an agent runs on it.
         """
         with self._lock_file() as handle:
-            if not _taken(handle):
-                raise FaultError(
-                    f"an agent is running on {self.root}", hint="stop it first, or give another --state folder"
-                )
+            for _ in range(_ATTEMPTS):
+                if _taken(handle):
+                    break
+                pause(_MOMENT_S)
+            else:
+                raise self._busy()
+            yield
+
+    @asynccontextmanager
+    async def owned(self) -> AsyncIterator[None]:
+        """`locked` for an event loop, which goes on while the lock is waited for."""
+        with self._lock_file() as handle:
+            for _ in range(_ATTEMPTS):
+                if _taken(handle):
+                    break
+                await asyncio.sleep(_MOMENT_S)
+            else:
+                raise self._busy()
             yield
 
     def held(self) -> bool:
         """Whether an agent runs on the folder."""
         with self._lock_file() as handle:
-            return not _taken(handle)
+            return not _taken(handle, fcntl.LOCK_SH)
+
+    def _busy(self) -> FaultError:
+        return FaultError(f"an agent is running on {self.root}", hint="stop it first, or give another --state folder")
 
     @contextmanager
     def _lock_file(self) -> Iterator[int]:
@@ -136,13 +159,10 @@ class StateFolder:
             os.close(handle)
 
 
-def _taken(handle: int) -> bool:
-    """Whether the lock is ours now; someone who only looks holds it for a moment, hence several attempts."""
-    for _ in range(5):
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.02)
-        else:
-            return True
-    return False
+def _taken(handle: int, kind: int = fcntl.LOCK_EX) -> bool:
+    """Whether the lock is ours now; of kind ``LOCK_SH`` it is shared with others who only look."""
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -9,6 +9,7 @@ from agents.state import StateFolder
 from agents.update import journal
 from edgert.errors import UsageError
 from edgert.store import Store
+from edgert.values import is_name
 from edgert.wire.fleet import Kit
 from edgert.wire.twin import ModelState
 
@@ -42,12 +43,14 @@ def read(folder: Path) -> Status:
         raise UsageError(f"{folder} is not the state folder of an agent", hint="see `edgert agent run --state`")
     state = StateFolder(folder)
     memory, store = state.memory(), Store(state.store)
+    paths = (path for path in state.journal.glob("*.json") if is_name(path.stem))
+    states = {path.stem: journal.read(path, path.stem) for path in paths}
     return Status(
         device=_device(state),
         profile=memory.profile,
         running=state.held(),
         revision=memory.revision,
-        models=model_states(store, {path.stem: journal.read(path, path.stem) for path in state.journal.glob("*.json")}),
+        models=model_states(store, states),
         free_bytes=store.free_bytes(),
     )
 

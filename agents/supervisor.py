@@ -6,6 +6,7 @@ The box answers from its active slots before the broker is looked for, and goes 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
 from functools import partial
 
 from agents.config import AgentConfig
@@ -17,11 +18,12 @@ from agents.state import StateFolder
 from agents.update.assignments import Assignments
 from agents.update.box import Box
 from agents.update.group import Updates
+from agents.update.machine import State
 from agents.update.trust import Trust
 from agents.uplink import Handler, Uplink
 from edgert import __version__, host, trial
 from edgert.clock import Clock
-from edgert.errors import EdgeRTError
+from edgert.errors import EdgeRTError, StoreError
 from edgert.profiles import Profile
 from edgert.serving.worker import Worker
 from edgert.store import SlotName, Store
@@ -60,32 +62,12 @@ class Supervisor:
         self._store = Store(state.store)
         self._worker = Worker(host=config.serve_host, port=config.serve_port, store=state.store)
         self._uplink = Uplink(identity, transports, clock)
-        trust = Trust(
-            state.tuf,
-            identity.root,
-            self._uplink.fetcher,
-            self._store,
-            lambda: state.memory().proven(clock.now()),
-        )
-        box = Box(
-            store=self._store,
-            authority=trust,
-            blobs=self._uplink.fetcher,
-            loader=self._worker,
-            trial=partial(
-                trial.run_bundle,
-                timeout_s=config.trial_timeout_s,
-                memory_bytes=config.trial_memory_bytes or profile.limits.trial_memory_bytes,
-            ),
-            profiles=(profile.name,),
-            model_bytes=profile.limits.model_bytes,
-            socs=host.detect().boards,
-            tell=self._uplink.tell,
-            changed=self._uplink.changed,
-            activated=self._activated,
-            clock=clock,
-        )
-        self._updates = Updates(box, state.journal)
+
+        def proven() -> datetime:
+            return state.memory().proven(clock.now())
+
+        trust = Trust(state.tuf, identity.root, self._uplink.fetcher, self._store, proven)
+        self._updates = Updates(self._box(trust, clock), state.journal)
         self._assignments = Assignments(
             identity.device,
             trust,
@@ -102,10 +84,31 @@ class Supervisor:
             config.examples,
             self._uplink,
             clock=clock,
-            proven=lambda: state.memory().proven(clock.now()),
+            proven=proven,
             memory_bytes=config.training_memory_bytes,
         )
         self._control = Control(state.control, self._updates, lambda: state.memory().revision)
+
+    def _box(self, trust: Trust, clock: Clock) -> Box:
+        limits = self._profile.limits
+        return Box(
+            store=self._store,
+            authority=trust,
+            blobs=self._uplink.fetcher,
+            loader=self._worker,
+            trial=partial(
+                trial.run_bundle,
+                timeout_s=self._config.trial_timeout_s,
+                memory_bytes=self._config.trial_memory_bytes or limits.trial_memory_bytes,
+            ),
+            profiles=(self._profile.name,),
+            model_bytes=limits.model_bytes,
+            socs=host.detect().boards,
+            tell=self._uplink.tell,
+            changed=self._uplink.changed,
+            activated=self._activated,
+            clock=clock,
+        )
 
     async def run(self, stop: asyncio.Event, ready: Callable[[str], None] = lambda endpoint: None) -> None:
         """Serve, and follow the fleet, until `stop` is set.
@@ -189,13 +192,33 @@ class Supervisor:
     async def _load_active(self) -> None:
         """Answer from the active slots; where one cannot be loaded, from the other."""
         for model in self._store.models():
-            name = self._store.active(model)
-            if name is None or await self._loaded(model, name):
-                continue
+            try:
+                active = self._store.active(model)
+            except StoreError as e:
+                logger.error("%s", e.message)
+                active = None
+            name = active or self._proven_slot(model)
             other: SlotName = "B" if name == "A" else "A"
-            if await self._loaded(model, other):
-                self._store.switch(model, other)
-                logger.error("slot %s of %s cannot be loaded; went back to slot %s", name, model, other)
+            if await self._loaded(model, name):
+                answers = name
+            elif await self._loaded(model, other):
+                answers = other
+            else:
+                continue
+            if answers != active:
+                logger.error("%s answers from slot %s now: the active one is damaged", model, answers)
+                await self._make_active(model, answers)
+
+    def _proven_slot(self, model: str) -> SlotName:
+        """The slot that answered last, by the journal of the model's update; A when it does not say."""
+        state = self._updates.states().get(model, State(model=model))
+        return (state.slot if state.phase in ("IDLE", "COMMIT") else state.back) or "A"
+
+    async def _make_active(self, model: str, name: SlotName) -> None:
+        try:
+            await asyncio.to_thread(self._store.switch, model, name)
+        except StoreError as e:
+            logger.error("slot %s of %s cannot be made the active one: %s", name, model, e.message)
 
     async def _loaded(self, model: str, name: SlotName) -> bool:
         try:

@@ -1,6 +1,6 @@
 """The training child: one round of local training in a process of its own, that dies before anything else does.
 
-``python -m agents.training``: one `Job` (JSON) on standard input, one `Result` or `Trouble` (JSON) on standard output.
+``python -m agents.training``: one `Task` (JSON) on standard input, one `Result` or `Trouble` (JSON) on standard output.
 The update is written to a file. `run` is the parent's half; it never imports a runtime. Neither half prints examples,
 weights or gradients.
 """
@@ -21,13 +21,13 @@ from edgert.errors import EdgeRTError, TrialError
 from edgert.federated.plan import LocalTraining
 from edgert.manifest import Tensor, Training
 
-__all__ = ["Job", "Result", "run"]
+__all__ = ["Result", "Task", "run"]
 
 _NICE = 10
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
-class Job(BaseModel):
+class Task(BaseModel):
     """What the child is to do.
 
     Args:
@@ -69,7 +69,7 @@ class Trouble(BaseModel):
     hint: str = ""
 
 
-async def run(job: Job, environment: Mapping[str, str] | None = None) -> Result:
+async def run(task: Task, environment: Mapping[str, str] | None = None) -> Result:
     """Train in a child; cancelling ends the child.
 
     Raises:
@@ -87,10 +87,12 @@ async def run(job: Job, environment: Mapping[str, str] | None = None) -> Result:
         env={**os.environ, **_ONE_THREAD, **(environment or {})},
     )
     try:
-        async with asyncio.timeout(job.deadline_s):
-            said, _ = await child.communicate(job.model_dump_json().encode())
+        async with asyncio.timeout(task.deadline_s):
+            said, _ = await child.communicate(task.model_dump_json().encode())
     except TimeoutError as e:
-        raise TrialError(f"training took longer than {job.deadline_s:g} s") from e
+        raise TrialError(
+            f"training took longer than {task.deadline_s:g} s", hint="give rounds more time, or fewer epochs"
+        ) from e
     finally:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)
@@ -98,7 +100,7 @@ async def run(job: Job, environment: Mapping[str, str] | None = None) -> Result:
     if child.returncode == 0:
         with suppress(ValidationError):
             return Result.model_validate_json(said)
-    job.update.unlink(missing_ok=True)
+    task.update.unlink(missing_ok=True)
     raise _told(said, child.returncode)
 
 
@@ -114,27 +116,27 @@ def _told(said: bytes, code: int | None) -> TrialError:
 # The child
 
 
-def _train(job: Job) -> Result:
+def _train(task: Task) -> Result:
     from agents import examples
     from edgert.backends.onnxruntime import plugin
     from edgert.federated.training import train
     from edgert.federated.update import difference, unpack_weights
     from edgert.files import write_durable
 
-    start = unpack_weights(job.weights.read_bytes())
-    samples = examples.read(job.examples)
-    session = plugin.open_training(job.graph, job.training)
-    specs = [tensor.spec() for tensor in job.inputs]
-    trained = train(session, job.training, samples, specs, start, job.local, seed=job.seed)
+    start = unpack_weights(task.weights.read_bytes())
+    samples = examples.read(task.examples)
+    session = plugin.open_training(task.graph, task.training)
+    specs = [tensor.spec() for tensor in task.inputs]
+    trained = train(session, task.training, samples, specs, start, task.local, seed=task.seed)
     update = difference(trained.weights, start, trained.examples)
-    write_durable(job.update, update.pack(), mode=0o600)
+    write_durable(task.update, update.pack(), mode=0o600)
     return Result(examples=trained.examples, loss=trained.losses[-1])
 
 
-def _be_modest(job: Job) -> None:
+def _be_modest(task: Task) -> None:
     os.nice(_NICE)
-    resource.setrlimit(resource.RLIMIT_DATA, (job.memory_bytes, job.memory_bytes))
-    seconds = math.ceil(job.deadline_s) + 1
+    resource.setrlimit(resource.RLIMIT_DATA, (task.memory_bytes, task.memory_bytes))
+    seconds = math.ceil(task.deadline_s) + 1
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     signal.alarm(seconds + 1)  # a child whose parent was killed ends by itself
     with suppress(OSError):
@@ -144,11 +146,11 @@ def _be_modest(job: Job) -> None:
 def _main() -> int:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a runtime prints cannot pass for an answer
-    job = Job.model_validate_json(sys.stdin.buffer.read())
-    _be_modest(job)
+    task = Task.model_validate_json(sys.stdin.buffer.read())
+    _be_modest(task)
     answer: Result | Trouble
     try:
-        answer = _train(job)
+        answer = _train(task)
     except EdgeRTError as e:
         answer = Trouble(error=e.message, hint=e.hint)
     except MemoryError:

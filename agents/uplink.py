@@ -206,5 +206,5 @@ class Uplink:
 
     def _require_link(self) -> Link:
         if self._link is None:
-            raise LinkError("the broker has not been reached yet")
+            raise LinkError("the broker has not been reached yet", hint="is it running? it is tried again")
         return self._link

@@ -11,20 +11,14 @@ from datetime import datetime
 from typing import NamedTuple, Protocol
 
 from agents.state import Memory
+from agents.update.box import Keys
 from edgert.envelope import DESIRED_TYPE, verify
 from edgert.errors import EdgeRTError, MessageError, RefusedError
-from edgert.wire.fleet import FleetKeys
 from edgert.wire.twin import Desired, accept
 
-__all__ = ["Assignments", "Keys", "Memories", "Refusal"]
+__all__ = ["Assignments", "Memories", "Refusal"]
 
 logger = logging.getLogger(__name__)
-
-
-class Keys(Protocol):
-    """Names the keys of envelopes (`agents.update.trust`)."""
-
-    async def fleet_keys(self) -> FleetKeys: ...
 
 
 class Memories(Protocol):

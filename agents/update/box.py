@@ -8,10 +8,11 @@ from edgert.bundle import Bundle
 from edgert.clock import Clock, SystemClock
 from edgert.store import Store
 from edgert.trial import Verdict
+from edgert.wire.fleet import FleetKeys
 from edgert.wire.messages import device
 from edgert.wire.twin import Assignment
 
-__all__ = ["Authority", "Blobs", "Box", "Loader"]
+__all__ = ["Authority", "Blobs", "Box", "Keys", "Loader"]
 
 
 class Authority(Protocol):
@@ -41,6 +42,23 @@ class Blobs(Protocol):
         progress: Callable[[int, int], None] | None = None,
         deadline_s: float | None = None,
     ) -> None: ...
+
+
+class Keys(Protocol):
+    """Names the keys of envelopes (`agents.update.trust`)."""
+
+    async def fleet_keys(self) -> FleetKeys:
+        """As the fleet signed them last; asks the server.
+
+        Raises:
+            RefusedError: the metadata is not what the fleet signed.
+            WireError: the server could not be asked.
+        """
+        ...
+
+    async def known_keys(self) -> FleetKeys:
+        """The last that were seen, without asking when there are any."""
+        ...
 
 
 class Loader(Protocol):

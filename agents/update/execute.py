@@ -195,6 +195,9 @@ class Updater:
             return await work[effect]()
         except EdgeRTError as e:
             return outcome(self.state.phase, e)
+        except (OSError, ValueError) as e:  # a file of ours that is not what we left
+            logger.exception("update of %s: %s broke", self.state.model, self.state.phase)
+            return outcome(self.state.phase, StoreError(f"{self.state.phase}: {e}", hint="check the disk of this box"))
 
     async def _unless_newer(self, work: Callable[[], Coroutine[Any, Any, Event]]) -> Event:
         """The result of `work`, which is dropped when a newer assignment comes in meanwhile."""
@@ -222,11 +225,16 @@ class Updater:
         image = parse_image(content)
         size = image.config.size
         if size > _MANIFEST_LIMIT_BYTES:
-            raise BundleError(f"the manifest of {assignment.model} claims {size} bytes")
+            raise BundleError(
+                f"the manifest of {assignment.model} claims {size} bytes", hint="publish a bundle with fewer words"
+            )
         if not self._box.store.has(image.config.digest):
             data = await self._box.blobs.fetch_bytes(image.config.digest, limit_bytes=size)
             if len(data) != size or digest_of(data) != image.config.digest:
-                raise BundleError(f"the manifest of {assignment.model} {assignment.version} arrived damaged")
+                raise BundleError(
+                    f"the manifest of {assignment.model} {assignment.version} arrived damaged",
+                    hint="the sender or the way damaged it",
+                )
             await asyncio.to_thread(self._box.store.add, data)
         return Event(kind="passed")
 
@@ -285,15 +293,18 @@ class Updater:
     async def _switch(self) -> Event:
         assignment = self._assignment()
         if self.state.slot is None:
-            raise FaultError(f"nothing was staged for {assignment.model}")
+            raise FaultError(f"nothing was staged for {assignment.model}", hint="roll the release out again")
         await asyncio.to_thread(self._box.store.switch, assignment.model, self.state.slot)
         await self._box.loader.load(assignment.model, assignment.version, assignment.digest)
         logger.info("activated %s %s in slot %s", assignment.model, assignment.version, self.state.slot)
         return Event(kind="passed")
 
     async def _commit(self) -> Event:
-        await self._tidy()
         self._box.activated(self.state.model)
+        try:
+            await self._tidy()
+        except (EdgeRTError, OSError, ValueError) as e:  # the new version answers: only room on the disk is lost
+            logger.warning("what no slot of this box needs could not be removed: %s", e)
         return Event(kind="passed")
 
     async def _rollback(self) -> Event:
@@ -302,7 +313,7 @@ class Updater:
             await asyncio.to_thread(store.switch, model, self.state.back)
             slot = store.active_slot(model)
             if slot is None:
-                raise StoreError(f"slot {self.state.back} of {model} is empty")
+                raise StoreError(f"slot {self.state.back} of {model} is empty", hint="roll out any release of it")
             await self._box.loader.load(model, slot.version, slot.digest)
             logger.warning("%s went back to version %s in slot %s", model, slot.version, self.state.back)
             self._box.activated(model)
@@ -312,7 +323,9 @@ class Updater:
 
     def _assignment(self) -> Assignment:
         if self.state.assignment is None:
-            raise FaultError(f"the journal of {self.state.model} names no assignment")
+            raise FaultError(
+                f"the journal of {self.state.model} names no assignment", hint="roll the release out again"
+            )
         return self.state.assignment
 
     def _image(self) -> Image:

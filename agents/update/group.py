@@ -7,7 +7,7 @@ from pathlib import Path
 from agents.update.box import Box
 from agents.update.execute import Updater
 from agents.update.machine import RESTING, State
-from edgert.errors import EdgeRTError
+from edgert.values import is_name
 from edgert.wire.twin import Assignment
 
 __all__ = ["Updates"]
@@ -28,7 +28,8 @@ class Updates:
         self._started: asyncio.Queue[Updater] = asyncio.Queue()
         self._updaters: dict[str, Updater] = {}
         for path in sorted(folder.glob("*.json")):
-            self._updater(path.name.removesuffix(".json"))
+            if is_name(path.stem):
+                self._updater(path.stem)
 
     def states(self) -> dict[str, State]:
         """Where the update of each model stands."""
@@ -75,9 +76,5 @@ class Updates:
         """Throw away what no slot needs, unless another machine has blobs that no slot names yet."""
         if sum(updater.state.phase not in RESTING for updater in self._updaters.values()) > 1:
             return
-        try:
-            gone = await asyncio.to_thread(self._box.store.collect)
-        except EdgeRTError as e:
-            logger.warning("old blobs could not be removed: %s", e.message)
-        else:
-            logger.debug("removed %s blobs", len(gone))
+        gone = await asyncio.to_thread(self._box.store.collect)
+        logger.debug("removed %s blobs", len(gone))

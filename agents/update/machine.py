@@ -152,7 +152,10 @@ def step(state: State, event: Event) -> tuple[State, list[Effect]]:
     """
     row = TRANSITIONS.get((state.phase, event.kind))
     if row is None:
-        raise FaultError(f"update of {state.model}: nothing is said about {event.kind!r} in phase {state.phase}")
+        raise FaultError(
+            f"update of {state.model}: nothing is said about {event.kind!r} in phase {state.phase}",
+            hint="this is a fault of EdgeRT: please report it",
+        )
     phase, effects = row
     return _noted(state, event).model_copy(update={"phase": phase}), list(effects)
 

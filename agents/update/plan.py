@@ -47,7 +47,10 @@ def check(assignment: Assignment, manifest: Manifest, needed_bytes: int, box: Fi
         StoreError: not enough room.
     """
     if manifest.model != assignment.model:
-        raise RefusedError(f"the bundle assigned to model {assignment.model} is of model {manifest.model}")
+        raise RefusedError(
+            f"the bundle assigned to model {assignment.model} is of model {manifest.model}",
+            hint="publish it again under the name in its manifest",
+        )
     if manifest.profile not in box.profiles:
         raise RefusedError(
             f"the bundle of {manifest.model} {assignment.version} is for profile {manifest.profile}, "

@@ -137,7 +137,7 @@ class Trust:
         except (RepositoryError, DownloadError) as e:
             raise _translated(e, fetcher.trouble) from e
         except OSError as e:
-            raise StoreError(f"cannot keep the fleet's metadata in {self._folder}: {e.strerror or e}") from e
+            raise _unkept(self._folder, e) from e
         finally:
             _make_durable(self._folder)
         return updater
@@ -166,7 +166,7 @@ class Trust:
         except (RepositoryError, DownloadError) as e:
             raise _translated(e, None) from e
         except OSError as e:
-            raise StoreError(f"cannot keep the fleet's metadata in {self._folder}: {e.strerror or e}") from e
+            raise _unkept(self._folder, e) from e
         if target is None:
             raise RefusedError(f"the fleet's metadata names no target {path}", hint="was it published?")
         return target
@@ -175,7 +175,7 @@ class Trust:
 
     async def _fetch(self, target: TargetFile, path: str) -> bytes:
         if target.length > _TARGET_LIMIT_BYTES:
-            raise RefusedError(f"target {path} claims {target.length} bytes")
+            raise RefusedError(f"target {path} claims {target.length} bytes", hint="no image is so long")
         data = await self._blobs.fetch_bytes(_digest(target), limit_bytes=target.length, deadline_s=self._deadline_s)
         try:
             target.verify_length_and_hashes(data)
@@ -195,14 +195,16 @@ class Trust:
             keys.for_assignment()
             keys.for_federation()
         except (MessageError, ValueError) as e:
-            raise RefusedError(f"target {FLEET_KEYS} cannot be understood") from e
+            raise RefusedError(
+                f"target {FLEET_KEYS} cannot be understood", hint="the server may be newer than this agent"
+            ) from e
         return keys
 
 
 def _digest(target: TargetFile) -> str:
     value = target.hashes.get("sha256")
     if value is None:
-        raise RefusedError(f"target {target.path} has no SHA-256")
+        raise RefusedError(f"target {target.path} has no SHA-256", hint="publish with `edgert ota publish`")
     return f"sha256:{value}"
 
 
@@ -211,9 +213,9 @@ def _translated(error: Exception, trouble: WireError | None) -> WireError | Refu
         return LinkError(trouble.message, hint=trouble.hint)
     match error:
         case DownloadHTTPError():
-            return NotFoundError(f"the server lacks a metadata file: {error}")
+            return NotFoundError(f"the server lacks a metadata file: {error}", hint="is its home folder complete?")
         case DownloadError():
-            return LinkError(f"the fleet's metadata could not be fetched: {error}")
+            return LinkError(f"the fleet's metadata could not be fetched: {error}", hint="it is tried again")
         case ExpiredMetadataError():
             hint = "the server must sign it again; is this box's clock right?"
         case BadVersionNumberError() | EqualVersionNumberError():
@@ -225,12 +227,17 @@ def _translated(error: Exception, trouble: WireError | None) -> WireError | Refu
     return RefusedError(f"the fleet's metadata was refused: {error}", hint=hint)
 
 
+def _unkept(folder: Path, error: OSError) -> StoreError:
+    words = f"cannot keep the fleet's metadata in {folder}: {error.strerror or error}"
+    return StoreError(words, hint="check the disk and its permissions")
+
+
 def _make_durable(folder: Path) -> None:
     """Flush what python-tuf renamed into place but did not flush."""
     try:
         _flush(folder)
     except OSError as e:
-        raise StoreError(f"cannot keep the fleet's metadata in {folder}: {e.strerror or e}") from e
+        raise _unkept(folder, e) from e
 
 
 def _flush(folder: Path) -> None:

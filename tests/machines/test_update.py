@@ -7,9 +7,10 @@ from typing import get_args
 
 import pytest
 
+from agents.update.execute import Updater
 from agents.update.machine import RESTING, TRANSITIONS, Effect, Event, Kind, State, step, wanted
 from edgert.bundle import Bundle
-from edgert.errors import FaultError
+from edgert.errors import FaultError, StoreError
 from edgert.store import Store
 from edgert.trial import Verdict
 from edgert.wire.messages import device
@@ -197,6 +198,83 @@ def test_a_failed_trial_leaves_the_old_version_and_says_why(tmp_path: Path, flee
         assert "the outputs differ" in state.error
         assert box.phases[-3:] == ["TRIAL", "ROLLBACK", "FAILED"]
 
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("content", [b"", b"{torn", b"\xff", b'{"digest": "x"}'])
+@pytest.mark.parametrize("broken", ["other slot", "active slot"])
+def test_an_update_mends_a_damaged_slot_and_ends(broken: str, content: bytes, tmp_path: Path, fleet: Fleet) -> None:
+    """The rest of the box goes on: damage to what answers now is no reason to refuse what would mend it."""
+
+    async def run() -> None:
+        box = TestBox(tmp_path / "box", fleet)
+        box.install(1)
+        box.install(2)
+        box.install(1)
+        pointer = box.store.root / "models" / MODEL / ("B.json" if broken == "other slot" else "A.json")
+        assert box.store.active(MODEL) == "A"
+        pointer.write_bytes(content)
+        updater = box.updater()
+        updater.assign(fleet.assignments[2], 1)
+        state = await rested(box, updater, lambda state: state.revision == 1)
+        assert (state.phase, box.version(), box.serving.answers) == ("IDLE", 2, {MODEL: 2})
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("content", [b"", b"{torn", b"\xff"])
+def test_a_damaged_way_back_fails_and_the_old_model_still_answers(content: bytes, tmp_path: Path, fleet: Fleet) -> None:
+    async def run() -> None:
+        box = TestBox(tmp_path / "box", fleet)
+        box.install(1)
+        (box.store.root / "models" / MODEL / "A.json").write_bytes(content)
+        box.serving.broken = {2}
+        updater = box.updater()
+        updater.assign(fleet.assignments[2], 1)
+        state = await rested(box, updater, lambda state: state.revision == 1)
+        assert (state.phase, box.serving.answers) == ("FAILED", {MODEL: 1})
+        assert state.error
+        assert state.hint
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("error", [StoreError("slot A is damaged"), OSError("input/output error"), ValueError("torn")])
+def test_tidying_that_fails_costs_only_room(error: Exception, tmp_path: Path, fleet: Fleet) -> None:
+    async def run() -> None:
+        async def tidy() -> None:
+            raise error
+
+        box = TestBox(tmp_path / "box", fleet)
+        box.install(1)
+        updater = Updater(MODEL, box.box, box.journal, tidy)
+        updater.assign(fleet.assignments[2], 1)
+        state = await rested(box, updater, lambda state: state.revision == 1)
+        assert (state.phase, state.error, box.version(), box.serving.answers) == ("IDLE", "", 2, {MODEL: 2})
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("phase", ["CHECK", "STAGE", "TRIAL", "SWITCH"])
+def test_an_unforeseen_trouble_with_a_file_fails_the_update_and_the_old_model_answers(
+    phase: str, tmp_path: Path, fleet: Fleet
+) -> None:
+    def tell(event: device.Event) -> None:
+        if event.phase == phase:
+            folder = box.store.root
+            (folder / "blobs").rename(folder / "lost")
+            (folder / "blobs").write_bytes(b"a file where a folder was")
+
+    async def run() -> None:
+        box.install(1)
+        updater = box.updater()
+        updater.assign(fleet.assignments[2], 1)
+        state = await rested(box, updater, lambda state: state.phase == "FAILED")
+        assert box.serving.answers == {MODEL: 1}
+        assert state.error
+
+    box = TestBox(tmp_path / "box", fleet, tell=tell)
+    box.serving.broken = {2}
     asyncio.run(run())
 
 

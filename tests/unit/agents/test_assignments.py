@@ -44,6 +44,9 @@ class Judge:
             raise self.trouble.pop(0)
         return self.fleet.fleet_keys()
 
+    async def known_keys(self) -> FleetKeys:
+        return self.fleet.fleet_keys()
+
     def signed(self, what: Desired, key: SigningKey | None = None, kind: str = DESIRED_TYPE) -> bytes:
         return sign(kind, what.encode(), key or self.fleet.assignment)
 

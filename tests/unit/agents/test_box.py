@@ -53,7 +53,6 @@ def test_the_command_line_goes_over_the_file_and_the_file_over_the_defaults(tmp_
     assert (read.state, read.serve_port) == (Path("/var/lib/edgert"), 9001)
     assert read.serve_host == "127.0.0.1"
     assert read.examples == {"digits-cnn": Path("/data/digits")}
-    assert read.insecure_broker is False
 
 
 @pytest.mark.parametrize("text", ['stat = "x"', "serve_port = 70000", 'log_level = "LOUD"', "= 1"])
@@ -99,9 +98,9 @@ def test_a_wrong_clock_reading_is_not_kept(tmp_path: Path) -> None:
 
 def test_one_agent_per_folder(tmp_path: Path) -> None:
     state = StateFolder(tmp_path / "state")
-    with state.locked():
+    with state.locked(time.sleep):
         assert state.held()
-        with pytest.raises(FaultError, match="is running"), StateFolder(tmp_path / "state").locked():
+        with pytest.raises(FaultError, match="is running"), StateFolder(tmp_path / "state").locked(time.sleep):
             pass
     assert not state.held()
 
@@ -322,7 +321,6 @@ def test_what_cannot_be_done_is_one_error_and_one_hint(tmp_path: Path) -> None:
     for code, arguments in {
         2: ("run", "--state", tmp_path / "s"),
         1: ("enroll", "--state", tmp_path / "s", "--kit", _dead_kit(tmp_path)),
-        3: ("run", "--state", tmp_path / "s", "--kit", _dead_kit(tmp_path, insecure=True)),
     }.items():
         got, _, err = verb(*arguments)
         lines = [line for line in err.splitlines() if line.startswith(("error:", "hint:"))]
@@ -330,17 +328,17 @@ def test_what_cannot_be_done_is_one_error_and_one_hint(tmp_path: Path) -> None:
     assert not (tmp_path / "s" / "identity" / "certificate.pem").exists()
 
 
-def _dead_kit(folder: Path, *, insecure: bool = False) -> Path:
+def _dead_kit(folder: Path) -> Path:
     from edgert.identity import Authority
     from edgert.wire.fleet import Kit
     from tests.support.broker import free_port
 
-    kit = folder / f"kit-{insecure}"
+    kit = folder / "kit"
     if not kit.exists():
         kit.mkdir()
         authority = Authority.create("fleet", SystemClock().now())
         key, certificate = authority.issue_client("claim-1", SystemClock().now(), 1)
-        words = Kit(host="127.0.0.1", port=free_port(), claim="claim-1", device="box1", insecure=insecure)
+        words = Kit(host="127.0.0.1", port=free_port(), claim="claim-1", device="box1")
         files = {"kit.json": words.encode(), "ca.pem": authority.certificate, "claim.pem": certificate}
         for name, data in (files | {"claim.key": key, "root.json": b"{}"}).items():
             (kit / name).write_bytes(data)

@@ -1,6 +1,7 @@
 """Enrolment: one kit, one key, one certificate, however often the box dies on the way."""
 
 import asyncio
+import json
 import shutil
 from pathlib import Path
 
@@ -29,16 +30,17 @@ class Desk:
         self.authority = Authority.create("fleet", now)
         self.stranger = Authority.create("stranger", now)
         self.requests: list[ClaimRequest] = []
+        self.asked_with: list[Broker] = []
         self.reply = lambda request: ClaimReply(device="box1", certificate=self.certificate(request).decode())
 
     def certificate(self, request: ClaimRequest, name: str = "box1", authority: Authority | None = None) -> bytes:
         return (authority or self.authority).sign_request(request.request.encode(), name, SystemClock().now(), 30)
 
-    def kit(self, device: str = "box1", *, insecure: bool = False) -> Path:
+    def kit(self, device: str = "box1") -> Path:
         folder = self.folder / f"kit-{device}"
         folder.mkdir(parents=True)
         key, certificate = self.authority.issue_client("claim-1", SystemClock().now(), 1)
-        kit = Kit(host="loopback", port=1, claim="claim-1", device=device, insecure=insecure)
+        kit = Kit(host="loopback", port=1, claim="claim-1", device=device)
         files = {
             "kit.json": kit.encode(), "ca.pem": self.authority.certificate, "claim.pem": certificate,
             "claim.key": key, "root.json": SignedFleet().pinned,
@@ -48,6 +50,7 @@ class Desk:
         return folder
 
     def transport(self, broker: Broker) -> LoopbackTransport:
+        self.asked_with.append(broker)
         return LoopbackTransport(broker, self.broker)
 
     async def run(self) -> None:
@@ -64,7 +67,7 @@ def desk(tmp_path: Path) -> Desk:
     return Desk(tmp_path / "desk")
 
 
-async def ask(desk: Desk, state: StateFolder, kit: Path, *, insecure: bool = False, staffed: bool = True) -> Identity:
+async def ask(desk: Desk, state: StateFolder, kit: Path, *, staffed: bool = True) -> Identity:
     serving = asyncio.ensure_future(desk.run() if staffed else asyncio.sleep(0))
     await asyncio.sleep(0)
     try:
@@ -74,7 +77,6 @@ async def ask(desk: Desk, state: StateFolder, kit: Path, *, insecure: bool = Fal
             "x86-64",
             transports=desk.transport,
             clock=SystemClock(),
-            insecure_allowed=insecure,
             deadline_s=5 if staffed else 0.05,
         )
     finally:
@@ -86,7 +88,7 @@ def test_a_kit_becomes_an_identity_whose_key_never_left_the_box(desk: Desk, tmp_
     state = StateFolder(tmp_path / "state")
     kit = desk.kit()
     identity = asyncio.run(ask(desk, state, kit))
-    assert identity == known(state, insecure_allowed=False)
+    assert identity == known(state)
     assert identity.device == "box1"
     assert certificate_name((state.identity / "certificate.pem").read_bytes()) == "box1"
     assert desk.requests[0].profile == "x86-64"
@@ -101,7 +103,7 @@ def test_an_enrolled_box_does_not_ask_again_and_needs_no_kit(desk: Desk, tmp_pat
     assert asyncio.run(ask(desk, state, kit)) == first
     assert len(desk.requests) == 1
     shutil.rmtree(kit)
-    assert known(state, insecure_allowed=False) == first
+    assert known(state) == first
 
 
 def test_after_a_crash_the_same_key_asks_the_same_question(desk: Desk, tmp_path: Path) -> None:
@@ -133,7 +135,7 @@ def test_a_certificate_that_is_not_ours_is_refused_and_not_kept(desk: Desk, tmp_
         desk.reply = lambda request, make=make: ClaimReply(device="box1", certificate=make(request).decode())
         with pytest.raises(RefusedError, match=words):
             asyncio.run(ask(desk, state, kit))
-        assert known(state, insecure_allowed=False) is None
+        assert known(state) is None
 
 
 def test_a_refused_claim_says_why(desk: Desk, tmp_path: Path) -> None:
@@ -143,14 +145,18 @@ def test_a_refused_claim_says_why(desk: Desk, tmp_path: Path) -> None:
     assert caught.value.hint == "make another kit"
 
 
-def test_a_broker_without_tls_is_refused_unless_told(desk: Desk, tmp_path: Path) -> None:
+def test_the_broker_is_always_asked_for_its_certificate(desk: Desk, tmp_path: Path) -> None:
+    """Whatever a kit says: without the authority's certificate there is no connection."""
+    kit = desk.kit()
+    words = json.loads((kit / "kit.json").read_bytes())
+    (kit / "kit.json").write_text(json.dumps(words | {"insecure": True, "tls": False}))
     state = StateFolder(tmp_path / "state")
-    kit = desk.kit(insecure=True)
-    with pytest.raises(RefusedError, match="speaks no TLS"):
-        asyncio.run(ask(desk, state, kit))
-    assert asyncio.run(ask(desk, state, kit, insecure=True)).broker.insecure
-    with pytest.raises(RefusedError, match="speaks no TLS"):
-        known(state, insecure_allowed=False)
+    identity = asyncio.run(ask(desk, state, kit))
+    (asking,) = (broker for broker in desk.asked_with if broker.client_id == "claim-1")
+    for broker, folder in ((asking, kit), (identity.broker, state.identity)):
+        assert broker.ca == folder / "ca.pem"
+        assert broker.certificate is not None
+        assert broker.key is not None
 
 
 def test_a_kit_of_another_box_is_refused(desk: Desk, tmp_path: Path) -> None:
