@@ -1,8 +1,9 @@
 """From bundle files to a signed release: everything kept first, signed last."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from edgert.bundle import Bundle
 from edgert.errors import BundleError, UsageError
@@ -12,12 +13,15 @@ from ota.fleet import Fleet
 from ota.sources import Report, beside, read_report
 from ota.store import BundleRow, ReleaseRow, Session, releases
 
-__all__ = ["Candidate", "candidates", "publish"]
+__all__ = ["Part", "Written", "parts_of", "publish"]
+
+Written: TypeAlias = Callable[[Session, ReleaseRow], None]
+"""Called in the transaction that writes a release down: when it fails there is no release."""
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """A bundle file that is to be published.
+class Part:
+    """What a release has for one profile: a bundle file that is to be published.
 
     Args:
         bundle: opened and verified.
@@ -30,7 +34,7 @@ class Candidate:
     report: Report | None
 
 
-def candidates(bundles: Sequence[Path], sources: Sequence[Path], *, without_source: bool) -> list[Candidate]:
+def parts_of(bundles: Sequence[Path], sources: Sequence[Path], *, without_source: bool) -> list[Part]:
     """The files of one release, checked against each other.
 
     Args:
@@ -43,12 +47,15 @@ def candidates(bundles: Sequence[Path], sources: Sequence[Path], *, without_sour
         BundleError: a file is damaged, or a source belongs to another bundle.
     """
     if not bundles or (sources and len(sources) != len(bundles)):
-        raise UsageError("give at least one bundle, and one source for each of them or none at all")
+        raise UsageError(
+            f"{len(bundles)} bundles and {len(sources)} sources are given",
+            hint="give at least one bundle, and one source for each of them or none at all",
+        )
     found = []
     for index, path in enumerate(bundles):
         bundle = Bundle.open(path)
         if without_source:
-            found.append(Candidate(bundle, None, None))
+            found.append(Part(bundle, None, None))
             continue
         source = sources[index] if sources else beside(path)
         if not source.is_file():
@@ -58,19 +65,23 @@ def candidates(bundles: Sequence[Path], sources: Sequence[Path], *, without_sour
             )
         report = read_report(source)
         if report.bundle != bundle.digest:
-            raise BundleError(f"source {source} belongs to bundle {report.bundle}, not to {path}")
-        found.append(Candidate(bundle, source, report))
+            raise BundleError(
+                f"source {source} belongs to bundle {report.bundle}, not to {path}",
+                hint="`edgert convert` writes both at once: keep them together, or name the right one with --source",
+            )
+        found.append(Part(bundle, source, report))
     _check_together(found)
     return found
 
 
-def publish(fleet: Fleet, parts: Sequence[Candidate], *, job: str = "") -> ReleaseRow:
+def publish(fleet: Fleet, parts: Sequence[Part], *, job: str = "", written: Written | None = None) -> ReleaseRow:
     """Keep the blobs and Sources, sign the targets, and only then write the release down.
 
     Interrupted anywhere, the fleet goes on as before and the same call can be made again.
 
     Args:
         job: the federated job it came from.
+        written: what else belongs to the same transaction.
 
     Raises:
         UsageError: it is the newest release already.
@@ -91,10 +102,13 @@ def publish(fleet: Fleet, parts: Sequence[Candidate], *, job: str = "") -> Relea
         with fleet.database.write() as session:
             release = ReleaseRow(model=model, version=version, created=fleet.clock.now(), job=job, bundles=rows)
             session.add(release)
+            if written is not None:
+                session.flush()
+                written(session, release)
         return release
 
 
-def _row(fleet: Fleet, part: Candidate, version: int) -> BundleRow:
+def _row(fleet: Fleet, part: Part, version: int) -> BundleRow:
     manifest = part.bundle.manifest
     return BundleRow(
         profile=manifest.profile,
@@ -107,18 +121,27 @@ def _row(fleet: Fleet, part: Candidate, version: int) -> BundleRow:
     )
 
 
-def _check_new(session: Session, model: str, latest: int, parts: Sequence[Candidate]) -> None:
+def _check_new(session: Session, model: str, latest: int, parts: Sequence[Part]) -> None:
     if not latest:
         return
     known = {row.profile: row.digest for row in releases.get(session, model, latest).bundles}
     if known == {part.bundle.manifest.profile: part.bundle.digest for part in parts}:
-        raise UsageError(f"these bundles are published already, as version {latest} of {model}")
+        raise UsageError(
+            f"these bundles are published already, as version {latest} of {model}",
+            hint=f"roll it out: edgert ota rollout HOME --model {model}",
+        )
 
 
-def _check_together(parts: Sequence[Candidate]) -> None:
+def _check_together(parts: Sequence[Part]) -> None:
     models = {part.bundle.manifest.model for part in parts}
     profiles = [part.bundle.manifest.profile for part in parts]
     if len(models) > 1:
-        raise UsageError(f"a release is of one model, these bundles are of {sorted(models)}")
+        raise UsageError(
+            f"a release is of one model, these bundles are of {', '.join(sorted(models))}",
+            hint="publish each model by itself",
+        )
     if len(set(profiles)) < len(profiles):
-        raise UsageError(f"a release has one bundle per profile, these are for {profiles}")
+        raise UsageError(
+            f"a release has one bundle per profile, these are for {', '.join(profiles)}",
+            hint="leave one of those out",
+        )

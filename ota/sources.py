@@ -11,7 +11,7 @@ from edgert.errors import BundleError, StoreError
 from edgert.files import replacing
 from edgert.values import digest_file
 
-__all__ = ["Report", "Sources", "beside"]
+__all__ = ["Report", "Sources", "beside", "read_report"]
 
 _JSON_LIMIT_BYTES = 16 << 20
 

@@ -7,6 +7,7 @@ from typing import Any
 from ota import audit, releases
 from ota.fleet import Fleet
 from ota.operations.actor import Actor, Right
+from ota.store import ReleaseRow, Session
 
 __all__ = ["publish"]
 
@@ -29,10 +30,12 @@ def publish(
         UsageError, BundleError, StoreError: see `ota.releases`.
     """
     actor.require(Right.PUBLISH)
-    parts = releases.candidates(bundles, sources, without_source=without_source)
-    release = releases.publish(fleet, parts, job=job)
+
+    def written(session: Session, release: ReleaseRow) -> None:
+        subject, digests = f"{release.model} version {release.version}", [row.digest for row in release.bundles]
+        audit.write(session, fleet.clock, actor.name, "publish", subject, bundles=digests)
+
+    parts = releases.parts_of(bundles, sources, without_source=without_source)
+    release = releases.publish(fleet, parts, job=job, written=written)
     rows = [{"profile": row.profile, "digest": row.digest, "target": row.target} for row in release.bundles]
-    with fleet.database.write() as session:
-        subject = f"{release.model} version {release.version}"
-        audit.write(session, fleet.clock, actor.name, "publish", subject, bundles=[row["digest"] for row in rows])
     return {"model": release.model, "version": release.version, "target": rows[0]["target"], "bundles": rows}

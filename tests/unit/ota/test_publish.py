@@ -1,5 +1,6 @@
 """Publishing and rolling out, without a broker: what the database, the store and the repository hold afterwards."""
 
+import sqlite3
 from datetime import timedelta
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from edgert.bundle import Bundle
 from edgert.envelope import DESIRED_TYPE, verify
-from edgert.errors import BundleError, RefusedError, UsageError
+from edgert.errors import BundleError, RefusedError, StoreError, UsageError
 from edgert.values import digest
 from edgert.wire.fleet import FLEET_KEYS, FleetKeys, bundle_target
 from edgert.wire.messages.device import Event
@@ -21,7 +22,7 @@ from ota.operations.release import publish
 from ota.operations.spread import rollout_start, rollout_status
 from ota.rollouts import engine
 from ota.sources import beside
-from ota.store import audit, devices
+from ota.store import audit, devices, releases
 from tests.support.fleet import bundle_file, enrolled_row, fleet, source_file
 
 ACTOR = local_operator()
@@ -107,6 +108,21 @@ def test_every_operation_leaves_a_line(made: Fleet, tmp_path: Path) -> None:
     with made.database.read() as session:
         lines = [(row.action, row.subject, row.actor) for row in audit.newest(session, 10)]
     assert lines == [("rollout", "tiny version 1", ACTOR.name), ("publish", "tiny version 1", ACTOR.name)]
+
+
+def test_a_release_that_leaves_no_line_is_not_made(made: Fleet, tmp_path: Path) -> None:
+    bundle_file(tmp_path / "m.edgert")
+    with sqlite3.connect(made.home.database) as database:
+        database.execute("ALTER TABLE audit RENAME TO elsewhere")
+    database.close()
+    with pytest.raises(StoreError, match="audit"):
+        publish(made, ACTOR, [tmp_path / "m.edgert"])
+    with made.database.read() as session:
+        assert releases.latest_version(session, "tiny") == 0
+    with sqlite3.connect(made.home.database) as database:
+        database.execute("ALTER TABLE elsewhere RENAME TO audit")
+    database.close()
+    assert publish(made, ACTOR, [tmp_path / "m.edgert"])["version"] == 1
 
 
 def test_a_rollout_goes_only_where_the_release_fits(made: Fleet, tmp_path: Path) -> None:
