@@ -21,7 +21,7 @@ __all__ = ["Rebuilder", "Rebuilt", "gate", "rebuild"]
 
 logger = logging.getLogger(__name__)
 
-_OUTPUT_LIMIT_BYTES = 16 << 20
+_OUTPUT_LIMIT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +55,23 @@ async def rebuild(source: Path, weights: Path, bundle: Path, *, timeout_s: float
         CheckError: the conversion refused: budget, parity, or weights that do not fit.
         FaultError: it died or took too long.
     """
-    command = (sys.executable, "-m", "edgert", "convert", source, "--weights", weights, "--json", "-o", bundle)
+    command = (sys.executable, "-P", "-m", "edgert", "convert", source, "--weights", weights, "--json", "-o", bundle)
     child = await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
-        limit=_OUTPUT_LIMIT_BYTES,
         start_new_session=True,
     )
     try:
         async with asyncio.timeout(timeout_s):
-            output, _ = await child.communicate()
+            output = await _said(child)
+            await child.wait()
     except TimeoutError as e:
-        raise FaultError(f"the conversion of {source.name} took more than {timeout_s:g} s") from e
+        raise FaultError(
+            f"the conversion of {source.name} took more than {timeout_s:g} s",
+            hint="give it more with rebuild_timeout_s in ota.toml",
+        ) from e
     finally:
         await _end(child)
     result = _parsed(output, child.returncode)
@@ -90,6 +93,19 @@ def gate(accuracy: float, base_accuracy: float, points: float) -> None:
         )
 
 
+async def _said(child: asyncio.subprocess.Process) -> bytes:
+    """All that the child writes; one that writes without end is not listened to."""
+    if child.stdout is None:
+        return b""
+    try:
+        await child.stdout.readexactly(_OUTPUT_LIMIT_BYTES + 1)
+    except asyncio.IncompleteReadError as e:
+        return e.partial
+    raise FaultError(
+        f"the conversion wrote more than {_OUTPUT_LIMIT_BYTES} bytes", hint="try `edgert convert SOURCE --json` by hand"
+    )
+
+
 async def _end(child: asyncio.subprocess.Process) -> None:
     """End the child and everything it started, if it still runs."""
     if child.returncode is None:
@@ -102,7 +118,10 @@ def _parsed(output: bytes, code: int | None) -> dict[str, Any]:
     try:
         result: dict[str, Any] = json.loads(output)
     except ValueError as e:
-        raise FaultError(f"the conversion died with exit code {code}") from e
+        raise FaultError(
+            f"the conversion died with exit code {code}", hint="try `edgert convert SOURCE --weights` by hand"
+        ) from e
     if code != 0 or not isinstance(result.get("accuracy"), int | float):
-        raise CheckError(f"the conversion failed: {result.get('error', 'no accuracy was measured')}")
+        why = result.get("error", "no accuracy was measured")
+        raise CheckError(f"the conversion failed: {why}", hint=str(result.get("hint", "")))
     return result

@@ -51,7 +51,7 @@ class Processes:
             CheckError: it failed; carries its own error and hint.
         """
         self.check()
-        command = [sys.executable, "-m", "edgert", *map(str, arguments), "--json"]
+        command = [sys.executable, "-P", "-m", "edgert", *map(str, arguments), "--json"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_VERB_TIMEOUT_S, check=False)
         try:
             result: dict[str, Any] = json.loads(done.stdout)
@@ -73,7 +73,7 @@ class Processes:
 
     def edgert(self, name: str, *arguments: str | Path) -> None:
         """Start ``edgert ARGUMENTS`` as a daemon."""
-        self.daemon(name, sys.executable, "-m", "edgert", *arguments)
+        self.daemon(name, sys.executable, "-P", "-m", "edgert", *arguments)
 
     def check(self) -> None:
         """Notice a daemon that ended.

@@ -14,9 +14,21 @@ from tests.support.loop import run
 def test_a_conversion_that_refuses_says_why(tmp_path: Path) -> None:
     (tmp_path / "s.tar").write_bytes(b"not a source")
     save(tmp_path / "w.npz", WEIGHTS)
+    with pytest.raises(CheckError, match=r"the conversion failed: .*s.tar") as caught:
+        run(rebuild(tmp_path / "s.tar", tmp_path / "w.npz", tmp_path / "o.edgert", timeout_s=60))
+    assert caught.value.hint
+    assert not (tmp_path / "o.edgert").exists()
+
+
+def test_what_lies_in_the_working_folder_takes_the_place_of_no_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "typer.py").write_text("raise SystemExit(7)")
+    (tmp_path / "s.tar").write_bytes(b"not a source")
+    save(tmp_path / "w.npz", WEIGHTS)
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckError, match=r"the conversion failed: .*s.tar"):
         run(rebuild(tmp_path / "s.tar", tmp_path / "w.npz", tmp_path / "o.edgert", timeout_s=60))
-    assert not (tmp_path / "o.edgert").exists()
 
 
 def test_a_conversion_that_takes_too_long_is_ended(tmp_path: Path) -> None:
