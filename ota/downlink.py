@@ -9,9 +9,9 @@ from typing import Final
 
 from edgert.errors import LinkError, MessageError
 from edgert.wire import topics
-from edgert.wire.chunks import StoreSource, answer
+from edgert.wire.chunks import StoreSource, answer, busy
 from edgert.wire.link import Link
-from edgert.wire.messages.blob import Get
+from edgert.wire.messages.blob import Frame, Get
 from edgert.wire.transports.base import Delivery
 from ota import keys
 from ota.devices import sign_desired
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 _PENDING_PER_DEVICE: Final = 32
 _WORKERS: Final = 4
+_REFUSALS: Final = 64
 _SENDS_AT_ONCE: Final = 16
 
 
@@ -85,7 +86,7 @@ class Turns:
     """Requests of many devices, taken in turn: one that floods waits for itself alone.
 
     Args:
-        limit: how many requests of one device may wait; more are dropped.
+        limit: how many requests of one device may wait; more are not taken.
     """
 
     def __init__(self, limit: int = _PENDING_PER_DEVICE) -> None:
@@ -124,6 +125,8 @@ class Turns:
 class Answers:
     """Answers ``d/+/get`` of known devices with frames on ``d/{id}/data``.
 
+    A device that asks for more than it may have waiting is told to ask again later.
+
     Args:
         fleet: its store and metadata folder; nothing else can be asked for.
         link: to the broker.
@@ -133,6 +136,7 @@ class Answers:
         self._link = link
         self._source = StoreSource(fleet.store, fleet.home.metadata)
         self._turns = Turns()
+        self._refused: asyncio.Queue[tuple[str, Get]] = asyncio.Queue(_REFUSALS)
         self.known: Collection[str] = frozenset()
 
     def ask(self, delivery: Delivery) -> None:
@@ -146,19 +150,29 @@ class Answers:
         if device not in self.known:
             logger.debug("ignored a request of unknown device %s", device)
         elif not self._turns.put(device, get):
-            logger.debug("dropped a request of %s: too many are waiting", device)
+            logger.debug("put off a request of %s: too many are waiting", device)
+            if not self._refused.full():
+                self._refused.put_nowait((device, get))
 
     async def run(self) -> None:
         """Answer until cancelled."""
         async with asyncio.TaskGroup() as group:
             for _ in range(_WORKERS):
                 group.create_task(self._work())
+            group.create_task(self._refuse())
 
     async def _work(self) -> None:
         while True:
             device, get = await self._turns.take()
-            frame = await asyncio.to_thread(answer, get, self._source)
-            try:
-                await self._link.send_raw(topics.device(device, "data"), frame.encode(), qos=0)
-            except LinkError as e:
-                logger.debug("could not answer %s: %s", device, e)
+            await self._send(device, await asyncio.to_thread(answer, get, self._source))
+
+    async def _refuse(self) -> None:
+        while True:
+            device, get = await self._refused.get()
+            await self._send(device, busy(get))
+
+    async def _send(self, device: str, frame: Frame) -> None:
+        try:
+            await self._link.send_raw(topics.device(device, "data"), frame.encode(), qos=0)
+        except LinkError as e:
+            logger.debug("could not answer %s: %s", device, e)

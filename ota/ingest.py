@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import deque
 from typing import Final
 
 from edgert.errors import LinkError, MessageError
@@ -17,13 +18,54 @@ from ota.fleet import Fleet
 from ota.rollouts import engine
 from ota.store import Session, devices
 
-__all__ = ["LEAVES", "Enrolment", "Ingest"]
+__all__ = ["LEAVES", "Enrolment", "Ingest", "Unwritten"]
 
 logger = logging.getLogger(__name__)
 
 LEAVES: Final = ("state", "online", "event")
 _BATCH: Final = 500
-_WAITING: Final = 5000
+_EVENTS_PER_DEVICE: Final = 32
+
+
+class Unwritten:
+    """What devices said and nobody has written down yet, taken in turn.
+
+    Of state and presence only the newest of each device is kept, of events the newest few: a device that floods
+    replaces its own words and nobody else's.
+
+    Args:
+        events: how many events of one device may wait.
+    """
+
+    def __init__(self, events: int = _EVENTS_PER_DEVICE) -> None:
+        self._events = events
+        self._waiting: dict[str, deque[Delivery]] = {}
+        self._some = asyncio.Event()
+
+    def put(self, delivery: Delivery) -> None:
+        """Let a message wait; it may push out an older one of the same topic."""
+        queue = self._waiting.get(delivery.topic)
+        if queue is None:
+            limit = self._events if delivery.topic.endswith("/event") else 1
+            queue = self._waiting[delivery.topic] = deque(maxlen=limit)
+        elif len(queue) == self._events:
+            logger.warning("too many messages on %s: the oldest was dropped", delivery.topic)
+        queue.append(delivery)
+        self._some.set()
+
+    async def take(self, limit: int) -> list[Delivery]:
+        """At least one message, at most `limit`: one of every topic, then the next of every topic, and so on."""
+        await self._some.wait()
+        batch: list[Delivery] = []
+        while self._waiting and len(batch) < limit:
+            topic = next(iter(self._waiting))
+            queue = self._waiting.pop(topic)
+            batch.append(queue.popleft())
+            if queue:
+                self._waiting[topic] = queue
+        if not self._waiting:
+            self._some.clear()
+        return batch
 
 
 class Ingest:
@@ -35,19 +77,17 @@ class Ingest:
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
-        self._queue: asyncio.Queue[Delivery] = asyncio.Queue(_WAITING)
+        self._unwritten = Unwritten()
 
     async def listen(self, subscription: Subscription) -> None:
         """Take messages from one subscription until it ends."""
         async for delivery in subscription:
-            await self._queue.put(delivery)
+            self._unwritten.put(delivery)
 
     async def run(self) -> None:
         """Write until cancelled."""
         while True:
-            batch = [await self._queue.get()]
-            while len(batch) < _BATCH and not self._queue.empty():
-                batch.append(self._queue.get_nowait())
+            batch = await self._unwritten.take(_BATCH)
             if await asyncio.to_thread(self._write, batch):
                 await asyncio.to_thread(claims.update_broker, self._fleet)
 

@@ -75,6 +75,28 @@ def test_only_known_devices_get_answers_and_only_on_their_own_topic(tmp_path: Pa
     assert others == []
 
 
+def test_who_asks_for_too_much_at_once_is_told_to_ask_later(tmp_path: Path) -> None:
+    made = fleet(tmp_path)
+    blob = made.store.add(b"content")
+
+    async def go() -> list[Frame]:
+        broker = LoopbackBroker()
+        answers = Answers(made, await linked(made, broker, "ota-server"))
+        answers.known = frozenset({"box1"})
+        mine = await (await linked(made, broker, "listener")).listen(topics.device("box1", "data"))
+        for number in range(40):
+            answers.ask(Delivery(topics.device("box1", "get"), get(number, blob).encode(), False))
+        work = asyncio.create_task(answers.run())
+        got = [Frame.decode((await anext(mine)).payload) for _ in range(40)]
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        return got
+
+    statuses = {frame.transfer: frame.status for frame in run(go())}
+    assert [number for number, status in sorted(statuses.items()) if status is Status.BUSY] == list(range(32, 40))
+    assert {statuses[number] for number in range(32)} == {Status.OK}
+
+
 def test_an_assignment_is_signed_again_at_half_of_its_life_under_the_same_revision(tmp_path: Path) -> None:
     clock = ManualClock()
     made = fleet(tmp_path, clock)
