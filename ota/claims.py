@@ -79,7 +79,7 @@ def write_kit(fleet: Fleet, claim: ClaimRow, days: int, folder: Path) -> None:
         raise UsageError(f"{folder} exists", hint="give a new folder")
     settings, authority = fleet.home.settings, fleet.authority()
     key, certificate = authority.issue_client(claim.name, fleet.clock.now(), days)
-    kit = Kit(host=settings.host, port=settings.port, claim=claim.name, device=claim.device, insecure=settings.insecure)
+    kit = Kit(host=settings.host, port=settings.port, claim=claim.name, device=claim.device)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".kit-", dir=folder.parent) as scratch:

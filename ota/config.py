@@ -36,7 +36,6 @@ class Settings(BaseModel):
         host, port: where devices reach the broker.
         bind: address the broker listens on; empty = every address.
         connect_host: where the server itself reaches the broker.
-        insecure: the broker speaks no TLS (the embedded demo broker).
         transport: plug-in of ``edgert/wire/transports``.
         broker_user: whom the broker becomes when it is started as root; empty = whoever starts it.
         root_days, targets_days, snapshot_days, timestamp_days: lifetime of TUF metadata.
@@ -51,7 +50,6 @@ class Settings(BaseModel):
     port: int = Field(default=8883, ge=1, le=65535)
     bind: str = ""
     connect_host: str = ""
-    insecure: bool = False
     transport: str = "mqtt"
     broker_user: str = ""
     root_days: float = Field(default=365, gt=0)

@@ -42,10 +42,9 @@ def make_transport(home: Home) -> Transport:
         host=settings.server_host,
         port=settings.port,
         client_id=SERVER_NAME,
-        ca=None if settings.insecure else folder / "ca.pem",
-        certificate=None if settings.insecure else folder / "server.pem",
-        key=None if settings.insecure else folder / "server.key",
-        insecure=settings.insecure,
+        ca=folder / "ca.pem",
+        certificate=folder / "server.pem",
+        key=folder / "server.key",
     )
     transport: Transport = plugins.load("edgert.wire.transports", settings.transport)(broker)
     return transport

@@ -22,14 +22,12 @@ class Kit(Message):
         host, port: of the broker.
         claim: name of the claim = common name of ``claim.pem``.
         device: the name this box will get.
-        insecure: the broker speaks no TLS (the embedded demo broker); agents refuse it unless told.
     """
 
     host: str
     port: int = Field(ge=1, le=65535)
     claim: Name
     device: Name
-    insecure: bool = False
 
 
 class FleetKeys(Message):

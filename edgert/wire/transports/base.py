@@ -28,7 +28,7 @@ class Broker:
         ca: certificate of the fleet's authority, PEM file.
         certificate, key: ours, PEM files; the certificate's common name is our identity.
         client_id: our common name.
-        insecure: allow a connection without TLS (only for the embedded demo broker).
+        insecure: allow a connection without TLS; no fleet does, it is for trying a transport out.
     """
 
     host: str
