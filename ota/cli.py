@@ -4,10 +4,10 @@ import asyncio
 import importlib.util
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
@@ -24,6 +24,7 @@ for _library in ("sqlalchemy", "tuf", "paho"):
         raise ModuleNotFoundError(f"{_library} is not installed: the verbs need the extra `ota`")
 
 _POLL_S = 0.1
+_AFTER_ABORT = "the devices go on as before; see `edgert federate status`, mend the cause and start another job"
 
 _ota = typer.Typer(name="ota", help="Run a fleet: enrol boxes, publish models, roll them out.", no_args_is_help=True)
 _claims = typer.Typer(name="claims", help="One-time certificates that boxes enrol with.", no_args_is_help=True)
@@ -32,6 +33,7 @@ _federate = typer.Typer(
     name="federate", help="Let devices learn without their examples leaving them.", no_args_is_help=True
 )
 
+_Row: TypeAlias = dict[str, Any]
 HomeArgument = Annotated[Path, typer.Argument(help="Home folder of the fleet.", metavar="HOME")]
 
 
@@ -122,7 +124,7 @@ def _publish(
     from ota.operations.release import publish
 
     if source and no_source:
-        raise UsageError("--source and --no-source contradict each other")
+        raise UsageError("--source and --no-source contradict each other", hint="leave one of them out")
     with _opened(home) as fleet:
         result = publish(fleet, local_operator(), bundles, sources=source or (), without_source=no_source)
     if not emit(result, as_json):
@@ -159,29 +161,45 @@ def _rollout(
         )
 
 
-def _wait_for_rollout(fleet: "Fleet", result: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+def _wait_for_rollout(fleet: "Fleet", result: _Row, timeout_s: float) -> _Row:
     from ota.operations.actor import local_operator
     from ota.operations.spread import rollout_status
 
-    deadline = time.monotonic() + timeout_s
-    with progress(f"rollout of {result['model']} version {result['version']}", len(result["devices"])) as advance:
-        while result["status"] in ("PENDING", "RUNNING"):
-            if time.monotonic() > deadline:
-                waiting = [name for name, row in result["devices"].items() if row["status"] != "DONE"]
-                raise LinkError(
-                    f"rollout {result['rollout']} was not done in {timeout_s:g} s: waiting for {', '.join(waiting)}",
-                    hint="it goes on; are the server and these devices running?",
-                )
-            time.sleep(_POLL_S)
-            result = rollout_status(fleet, local_operator(), result["rollout"])
-            rows = result["devices"].values()
+    what = f"rollout of {result['model']} version {result['version']}"
+
+    def late(now: _Row) -> LinkError:
+        waiting = [name for name, row in now["devices"].items() if row["status"] != "DONE"]
+        return LinkError(
+            f"rollout {now['rollout']} was not done in {timeout_s:g} s: waiting for {', '.join(waiting)}",
+            hint="it goes on; are the server and these devices running?",
+        )
+
+    with progress(what, len(result["devices"])) as advance:
+
+        def look() -> _Row:
+            now = rollout_status(fleet, local_operator(), result["rollout"])
+            rows = now["devices"].values()
             done = sum(1.0 if row["status"] == "DONE" else _share(row) for row in rows)
             phases = ", ".join(sorted({row["phase"] or row["status"] for row in rows}))
-            advance(done, len(rows), f"rollout of {result['model']} version {result['version']}: {phases}")
-    return result
+            advance(done, len(rows), f"{what}: {phases}")
+            return now
+
+        return _wait(look, lambda now: now["status"] not in ("PENDING", "RUNNING"), timeout_s, late)
 
 
-def _share(row: dict[str, Any]) -> float:
+def _wait(
+    look: Callable[[], _Row], is_over: Callable[[_Row], bool], timeout_s: float, late: Callable[[_Row], LinkError]
+) -> _Row:
+    """Look again and again until it is over; after the deadline raise what `late` makes of the last look."""
+    deadline = time.monotonic() + timeout_s
+    while not is_over(now := look()):
+        if time.monotonic() > deadline:
+            raise late(now)
+        time.sleep(_POLL_S)
+    return now
+
+
+def _share(row: _Row) -> float:
     return 0.9 * row["done_bytes"] / row["total_bytes"] if row["total_bytes"] else 0.0
 
 
@@ -250,9 +268,9 @@ def _federate_start(
     participants: Annotated[int, typer.Option(min=1, help="How many devices take part.")],
     quorum: Annotated[int | None, typer.Option(min=1, help="How many updates are enough; default: all.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How many rounds.")] = 1,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the examples in one round.")] = 1,
-    learning_rate: Annotated[float, typer.Option(help="Of stochastic gradient descent.")] = 0.02,
-    momentum: Annotated[float, typer.Option(help="Of stochastic gradient descent.")] = 0.9,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the examples in one round.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of stochastic gradient descent.")] = None,
+    momentum: Annotated[float | None, typer.Option(help="Of stochastic gradient descent.")] = None,
     deadline_s: Annotated[float, typer.Option(help="Seconds for joining, and for each round.")] = 120.0,
     aggregator: Annotated[str, typer.Option(help="How many updates become one.")] = "fedavg",
     profile: Annotated[str | None, typer.Option(help="Whose bundle is trained, if the release has several.")] = None,
@@ -261,8 +279,9 @@ def _federate_start(
 ) -> None:
     """Begin a federated job: train, average, rebuild, check, publish, roll out."""
     from ota.operations.actor import local_operator
-    from ota.operations.learn import federate_start
+    from ota.operations.learn import federate_start, local_training
 
+    local = local_training(epochs=epochs, learning_rate=learning_rate, momentum=momentum)
     with _opened(home) as fleet:
         result = federate_start(
             fleet,
@@ -274,40 +293,57 @@ def _federate_start(
             deadline_s=deadline_s,
             aggregator=aggregator,
             profile=profile,
-            local={"epochs": epochs, "learning_rate": learning_rate, "momentum": momentum},
+            local=local,
         )
         if wait:
             result = _wait_for_job(fleet, result)
     if result["phase"] == "ABORTED":
-        raise CheckError(f"job {result['job']} was aborted: {result['reason']}")
+        raise CheckError(f"job {result['job']} was aborted: {result['reason']}", hint=_AFTER_ABORT)
     if not emit(result, as_json):
         stdout.print(f"job {result['job']}: {result['phase']}")
         if result["version"]:
             stdout.print(f"  {model} version {result['version']}, accuracy {result['accuracy']:.4f}")
 
 
-def _wait_for_job(fleet: "Fleet", result: dict[str, Any]) -> dict[str, Any]:
+def _wait_for_job(fleet: "Fleet", result: _Row) -> _Row:
     from ota.operations.actor import local_operator
     from ota.operations.learn import federate_status
 
     rounds = int(result["rounds"])
     wait_s = (rounds + 1) * float(result["deadline_s"]) + fleet.home.settings.rebuild_timeout_s
-    deadline = time.monotonic() + wait_s
+
+    def late(now: _Row) -> LinkError:
+        return LinkError(
+            f"job {now['job']} is {now['phase']} after {wait_s:.0f} s", hint="is `edgert ota serve` running?"
+        )
+
     with progress(f"job {result['job']}", rounds + 1) as advance:
-        while result["phase"] not in ("PUBLISHED", "ABORTED"):
-            if time.monotonic() > deadline:
-                raise LinkError(
-                    f"job {result['job']} is {result['phase']} after {wait_s:.0f} s",
-                    hint="is `edgert ota serve` running?",
-                )
-            time.sleep(_POLL_S)
-            (result,) = federate_status(fleet, local_operator(), result["job"])
-            part = len(result["received"]) / max(1, len(result["joined"]))
-            collecting = result["phase"] == "COLLECTING"
-            done = max(0, result["round"] - 1) + part if collecting else result["round"]
-            text = f"{len(result['joined'])} joined, {len(result['received'])} updates"
-            advance(done, rounds + 1, f"job {result['job']}, round {result['round']}: {result['phase']}, {text}")
-    return result
+
+        def look() -> _Row:
+            (now,) = federate_status(fleet, local_operator(), result["job"])
+            part = len(now["received"]) / max(1, len(now["joined"]))
+            done = max(0, now["round"] - 1) + part if now["phase"] == "COLLECTING" else now["round"]
+            text = f"{len(now['joined'])} joined, {len(now['received'])} updates"
+            advance(done, rounds + 1, f"job {now['job']}, round {now['round']}: {now['phase']}, {text}")
+            return now
+
+        return _wait(look, lambda now: now["phase"] in ("PUBLISHED", "ABORTED"), wait_s, late)
+
+
+@_federate.command("stop")
+def _federate_stop(
+    home: HomeArgument,
+    job: Annotated[str, typer.Option(help="Which job.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """End a job without a release, unless that is being signed already."""
+    from ota.operations.actor import local_operator
+    from ota.operations.learn import federate_stop
+
+    with _opened(home) as fleet:
+        result = federate_stop(fleet, local_operator(), job)
+    if not emit(result, as_json):
+        stdout.print(f"asked job {job} to stop: the running server ends it")
 
 
 @_federate.command("status")

@@ -7,7 +7,6 @@ killed server goes on with the same job (a round that was under way gets its who
 import asyncio
 import logging
 import shutil
-import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
@@ -79,10 +78,12 @@ class Coordinator:
         if everything:
             for run in self._runs.values():
                 run.put(words.Reconnected())
-        for name in await asyncio.to_thread(self._unfinished):
+        for name, stopped_by in await asyncio.to_thread(self._unfinished):
             if name not in self._runs:
                 self._runs[name] = run = _Run(name, self._fleet, self._link, self._fetcher, self._rebuilder)
                 self._new.put_nowait(run)
+            if stopped_by:
+                self._runs[name].stop(stopped_by)
 
     def deliver(self, delivery: Delivery) -> None:
         """Hand in one frame of an update (``d/{id}/put``)."""
@@ -120,9 +121,9 @@ class Coordinator:
 
         return self._fetchers.setdefault(device, Fetcher(ask, self._link.clock))
 
-    def _unfinished(self) -> list[str]:
+    def _unfinished(self) -> list[tuple[str, str]]:
         with self._fleet.database.read() as session:
-            return [row.name for row in jobs.outside(session, [phase.value for phase in FINAL])]
+            return [(row.name, row.stopped_by) for row in jobs.outside(session, [phase.value for phase in FINAL])]
 
 
 def _event(device: str, message: Join | Offer | Decline) -> Event:
@@ -152,6 +153,13 @@ class _Run:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._timed_round = -1
         self._deadline_s = 0.0
+        self._asked_to_stop = False
+
+    def stop(self, who: str) -> None:
+        """Let an operator's wish to end it wait for its turn, once."""
+        if not self._asked_to_stop:
+            self._asked_to_stop = True
+            self.put(words.Stopped(f"stopped by {who}"))
 
     def put(self, event: Event) -> None:
         """Let an event wait for its turn."""
@@ -232,7 +240,7 @@ class _Run:
     def _start_timer(self, number: int) -> None:
         if number != self._timed_round:
             self._timed_round = number
-            self._deadline_s = time.monotonic() + self._plan.deadline_s
+            self._deadline_s = self._fleet.clock.monotonic() + self._plan.deadline_s
             self._stop("timer")
             self._start("timer", self._wait(number))
 
@@ -246,7 +254,7 @@ class _Run:
             round=self._job.round,
             weights=self._job.weights,
             weights_bytes=self._job.weights_bytes,
-            deadline_s=max(0.1, self._deadline_s - time.monotonic()),
+            deadline_s=max(0.1, self._deadline_s - self._fleet.clock.monotonic()),
         )
 
     async def _fetch(self, device: str, part: Contribution, job: Job) -> None:
@@ -273,7 +281,7 @@ class _Run:
         try:
             await work
         except EdgeRTError as e:
-            self.put(words.Aborted(e.message))
+            self.put(words.Aborted(f"{e.message} ({e.hint})" if e.hint else e.message))
         except OSError as e:
             self.put(words.Aborted(f"the disk of the server failed: {e}"))
 
@@ -298,7 +306,10 @@ class _Run:
         worst = 1.0
         for base in await asyncio.to_thread(self._base_bundles):
             if base.source is None or base.accuracy is None:
-                raise CheckError(f"the bundle for {base.profile} cannot be rebuilt or judged")
+                raise CheckError(
+                    f"the bundle for {base.profile} cannot be rebuilt or judged",
+                    hint="publish it with a source that has labelled evaluation samples",
+                )
             rebuilt = await self._rebuilder(
                 self._fleet.sources.get(base.source),
                 weights,

@@ -42,6 +42,7 @@ __all__ = [
     "Resumed",
     "StartTimer",
     "Started",
+    "Stopped",
     "Withdraw",
 ]
 
@@ -202,8 +203,15 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
+class Stopped:
+    """An operator wants it to end; too late once its release is being signed."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Aborted:
-    """Something that cannot be repaired: an operator's wish, a failed gate, a failed conversion."""
+    """Something that cannot be repaired: a failed gate, a failed conversion."""
 
     reason: str
 
@@ -276,6 +284,6 @@ class Publish:
 
 Event: TypeAlias = (
     Started | Resumed | Reconnected | Joined | Offered | Declined | Received | Refused | Lost | Deadline
-    | Averaged | Passed | Published | Aborted
+    | Averaged | Passed | Published | Stopped | Aborted
 )  # fmt: skip
 Effect: TypeAlias = Announce | Withdraw | StartTimer | Invite | Fetch | Confirm | Close | Average | Rebuild | Publish

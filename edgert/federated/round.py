@@ -44,6 +44,7 @@ from edgert.federated.job import (
     Resumed,
     Started,
     StartTimer,
+    Stopped,
     Withdraw,
 )
 
@@ -286,7 +287,7 @@ def _abort(job: Job, event: Event) -> tuple[Job, list[Effect]]:
 
 
 def _why(job: Job, event: Event) -> str:
-    if isinstance(event, Aborted):
+    if isinstance(event, Aborted | Stopped):
         return event.reason
     absences = "; ".join(f"{device}: {reason}" for device, reason in sorted(job.declined.items()))
     have = f"{len(job.received)} updates of {len(job.joined)} devices" if job.round else f"{len(job.joined)} devices"
@@ -298,6 +299,7 @@ _PLANNED, _ANNOUNCED, _COLLECTING, _AVERAGING = Phase.PLANNED, Phase.ANNOUNCED, 
 _AGGREGATED, _GATED, _PUBLISHED, _ABORTED = Phase.AGGREGATED, Phase.GATED, Phase.PUBLISHED, Phase.ABORTED
 _BUSY: Final = (_AVERAGING, _AGGREGATED, _GATED)
 _LATER: Final = (*_BUSY, _PUBLISHED, _ABORTED)
+_SIGNED: Final = (_GATED, _PUBLISHED, _ABORTED)
 _LATE: Final[tuple[type[Event], ...]] = (Joined, Declined, Received, Refused, Lost, Deadline)
 
 TRANSITIONS: Final = (
@@ -347,5 +349,7 @@ TRANSITIONS: Final = (
     *(Row(state, Offered, _same_again, state, _confirm_again) for state in _BUSY),
     *(Row(state, Offered, _always, state, _too_late) for state in _LATER),
     *(Row(state, late, _always, state, _nothing) for state in _LATER for late in _LATE),
+    *(Row(state, Stopped, _always, _ABORTED, _abort) for state in Phase if state not in _SIGNED),
+    *(Row(state, Stopped, _always, state, _nothing) for state in _SIGNED),
     *(Row(state, Aborted, _always, _ABORTED, _abort) for state in Phase if state not in FINAL),
 )  # fmt: skip

@@ -155,7 +155,8 @@ class RolloutDeviceRow(Base):
 class JobRow(Base):
     """One federated job: the plan as JSON, and the coordinator's state as JSON after its last step.
 
-    `accuracy` is that of the rebuilt model, `release_version` and `rollout` what became of it; 0 = nothing yet.
+    `stopped_by` is who asked for its end; empty = nobody. `accuracy` is that of the rebuilt model, `release_version`
+    and `rollout` what became of it; 0 = nothing yet.
     """
 
     __tablename__ = "jobs"
@@ -167,6 +168,7 @@ class JobRow(Base):
     state: Mapped[str]
     phase: Mapped[str] = mapped_column(index=True)
     reason: Mapped[str] = mapped_column(default="")
+    stopped_by: Mapped[str] = mapped_column(default="")
     accuracy: Mapped[float | None] = mapped_column(default=None)
     release_version: Mapped[int] = mapped_column(default=0)
     rollout: Mapped[int] = mapped_column(default=0)

@@ -19,7 +19,7 @@ def get(session: Session, rollout: int) -> RolloutRow:
     """
     row = session.get(RolloutRow, rollout)
     if row is None:
-        raise UsageError(f"there is no rollout {rollout}")
+        raise UsageError(f"there is no rollout {rollout}", hint="`edgert ota rollout` says its number when it starts")
     return row
 
 

@@ -36,6 +36,7 @@ from edgert.federated.job import (
     Resumed,
     Started,
     StartTimer,
+    Stopped,
     Withdraw,
 )
 from edgert.federated.round import TRANSITIONS, Row, step
@@ -75,7 +76,8 @@ EVENTS: tuple[Event, ...] = (
     Averaged(digest(b"new"), 120),
     Passed(),
     Published(),
-    Aborted("an operator stopped it"),
+    Aborted("the gate is shut"),
+    Stopped("stopped by an operator"),
 )
 CASES = [(data.model_copy(update={"phase": phase}), event) for phase in Phase for data in DATA for event in EVENTS]
 TYPES = {type(event) for event in EVENTS}

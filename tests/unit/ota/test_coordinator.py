@@ -2,7 +2,7 @@
 what to measure."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,12 +31,13 @@ from ota.coordinator import Coordinator
 from ota.fleet import Fleet
 from ota.operations.actor import local_operator
 from ota.operations.enrol import devices_list
-from ota.operations.learn import federate_start, federate_status
+from ota.operations.learn import federate_start, federate_status, federate_stop, local_training
 from ota.operations.release import publish
 from ota.operations.spread import rollout_start
 from ota.rebuild import Rebuilt
 from tests.support.fleet import WEIGHTS, bundle_file, enrolled_row, fleet
 from tests.support.loop import run
+from tests.support.stand import until
 
 ACTOR = local_operator()
 BOXES = ("box1", "box2", "box3")
@@ -151,12 +152,14 @@ class Hall:
             await _end(tasks)
 
     async def phase(self, *wanted: str) -> dict[str, Any]:
-        async with asyncio.timeout(20):
-            while True:
-                row = (await asyncio.to_thread(federate_status, self.made, ACTOR))[-1]
-                if row["phase"] in wanted:
-                    return row
-                await asyncio.sleep(0.01)
+        return await self.status(f"the phase {' or '.join(wanted)}", lambda row: row["phase"] in wanted)
+
+    async def status(self, what: str, arrived: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        def look() -> dict[str, Any]:
+            row = federate_status(self.made, ACTOR)[-1]
+            return row if arrived(row) else {}
+
+        return dict(await asyncio.to_thread(until, what, look, 20))
 
 
 async def _each(subscription: Any, take: Any) -> None:
@@ -256,6 +259,36 @@ def test_too_few_participants_end_the_job_at_the_deadline(made: Fleet, tmp_path:
     assert run(go())["reason"] == "joining: 1 devices, the quorum is 3"
 
 
+def test_an_operator_stops_a_job_that_waits_and_none_that_is_over(made: Fleet, tmp_path: Path) -> None:
+    hall = Hall(made, tmp_path, Converter())
+    start(made)
+
+    async def go() -> dict[str, Any]:
+        async with hall.coordinator() as coordinator, hall.participants({"box1": (moved_by(1.0), 1)}):
+            await hall.status("a participant", lambda row: bool(row["joined"]))
+            await asyncio.to_thread(federate_stop, made, ACTOR, "tiny-1")
+            await coordinator.reconcile(everything=False)
+            return await hall.phase("PUBLISHED", "ABORTED")
+
+    row = run(go())
+    assert (row["phase"], row["reason"]) == ("ABORTED", f"stopped by {ACTOR.name}")
+    with pytest.raises(UsageError, match="it is over"):
+        federate_stop(made, ACTOR, "tiny-1")
+    assert start(made)["job"] == "tiny-2"
+
+
+def test_a_job_stopped_while_no_server_ran_ends_when_one_does(made: Fleet, tmp_path: Path) -> None:
+    hall = Hall(made, tmp_path, Converter())
+    start(made)
+    federate_stop(made, ACTOR, "tiny-1")
+
+    async def go() -> dict[str, Any]:
+        async with hall.coordinator():
+            return await hall.phase("PUBLISHED", "ABORTED")
+
+    assert run(go())["phase"] == "ABORTED"
+
+
 def test_a_restarted_server_goes_on_with_what_it_has(made: Fleet, tmp_path: Path) -> None:
     hall = Hall(made, tmp_path, Converter())
     start(made, participants=2)
@@ -265,9 +298,7 @@ def test_a_restarted_server_goes_on_with_what_it_has(made: Fleet, tmp_path: Path
             silent = await hall.link("box2")
             await hall.phase("ANNOUNCED")
             await silent.send(topics.device("box2", "fl/out"), Join(job="tiny-1", examples=1))
-            async with asyncio.timeout(20):
-                while not (await hall.phase("COLLECTING", "ANNOUNCED"))["received"]:
-                    await asyncio.sleep(0.01)
+            await hall.status("an update", lambda row: bool(row["received"]))
 
     async def second() -> dict[str, Any]:
         async with hall.coordinator(), hall.participants({"box2": (moved_by(3.0), 1)}):
@@ -304,7 +335,7 @@ def test_a_job_that_cannot_end_well_is_refused_at_the_start(made: Fleet, tmp_pat
     with pytest.raises(UsageError, match="quorum of 3"):
         start(made, participants=2, quorum=3)
     with pytest.raises(UsageError, match="learning_rate"):
-        start(made, local={"learning_rate": -1.0})
+        local_training(learning_rate=-1.0)
     with pytest.raises(UsageError, match="no plug-in"):
         start(made, aggregator="guess")
     start(made)
