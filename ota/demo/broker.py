@@ -5,6 +5,7 @@ import shutil
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -25,10 +26,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start(processes: Processes, home: Path, port: int, *, embedded: bool = False) -> BrokerName:
+def start(
+    processes: Processes, home: Path, port: int, say: Callable[[str], None], *, embedded: bool = False
+) -> BrokerName:
     """Start a TLS broker for the fleet in `home` and wait until it accepts connections.
 
     Args:
+        say: is told when the broker checks no client certificates.
         embedded: use amqtt even where Mosquitto is installed. It checks no client certificates.
 
     Raises:
@@ -41,6 +45,7 @@ def start(processes: Processes, home: Path, port: int, *, embedded: bool = False
         name: BrokerName = "mosquitto"
     elif importlib.util.find_spec("amqtt"):
         processes.daemon("broker", Path(sys.executable).parent / "amqtt", "-c", _amqtt_config(home, port))
+        say("Mosquitto is not used: the embedded broker amqtt does NOT check client certificates")
         name = "amqtt"
     else:
         raise UsageError("there is no MQTT broker here", hint="apt-get install mosquitto, or install the extra `demo`")
@@ -73,4 +78,4 @@ def _wait(processes: Processes, port: int) -> None:
                 return
         except OSError:
             time.sleep(0.05)
-    raise LinkError(f"the broker did not answer on port {port} within {_READY_TIMEOUT_S} s")
+    raise LinkError(f"the broker did not answer on port {port} within {_READY_TIMEOUT_S} s", hint="run the demo again")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from edgert import host, profiles
 from edgert.accuracy import top1
 from edgert.errors import CheckError, LinkError
 from edgert.files import write_durable
@@ -85,6 +86,7 @@ class _Story:
         self._home = folder / "fleet"
         self._say = say
         self._processes = processes
+        self._profile = next((match.name for match in profiles.match(host.detect()) if match.fits), "generic-cpu")
         self._started = time.monotonic()
 
     def run(self, embedded: bool) -> Outcome:
@@ -122,11 +124,11 @@ class _Story:
 
     def _convert(self, split: data.Split, precision: str, name: str) -> dict[str, Any]:
         self._say(
-            f"convert it to a {precision} bundle, with a training graph: parity, accuracy and latency are measured"
+            f"convert it to {precision} for {self._profile}, add a training graph; measure parity, accuracy and latency"
         )
         options = ("--calibrate", split.start, "--evaluate", split.evaluate, "--precision", precision, "--train")
         return self._processes.verb(
-            "convert", self._folder / "digits.onnx", "--name", MODEL, "--profile", "x86-64",
+            "convert", self._folder / "digits.onnx", "--name", MODEL, "--profile", self._profile,
             *options, "--max-drop", "2", "-o", self._folder / name,
         )  # fmt: skip
 
@@ -135,9 +137,7 @@ class _Story:
         port = broker.free_port()
         user = ("--broker-user", "root") if os.geteuid() == 0 else ()
         self._processes.verb("ota", "init", self._home, "--host", "127.0.0.1", "--port", str(port), *user)
-        used = broker.start(self._processes, self._home, port, embedded=embedded)
-        if used == "amqtt":
-            self._say("Mosquitto is not used: the embedded broker amqtt does NOT check client certificates")
+        used = broker.start(self._processes, self._home, port, self._say, embedded=embedded)
         self._processes.edgert("server", "ota", "serve", self._home)
         self._say(f"enrol {len(DEVICES)} devices: each makes its own key and spends its own claim certificate")
         for device, examples in zip(DEVICES, split.examples, strict=True):
@@ -145,7 +145,7 @@ class _Story:
             self._processes.verb("ota", "claims", "new", self._home, "--device", device, "-o", kit)
             self._processes.edgert(
                 device, "agent", "run", "--kit", kit, "--state", self._folder / "devices" / device,
-                "--profile", "x86-64", "--serve-port", "0", "--examples", f"{MODEL}={examples}",
+                "--profile", self._profile, "--serve-port", "0", "--examples", f"{MODEL}={examples}",
             )  # fmt: skip
         self._until(lambda rows: len(rows) == len(DEVICES) and all(row["online"] for row in rows), "devices to enrol")
         return used
@@ -175,7 +175,9 @@ class _Story:
             + f" of {len(test)} unseen digits"
         )
         if len(set(answers.values())) != 1:
-            raise CheckError(f"the devices disagree about release {version}: {answers}")
+            raise CheckError(
+                f"the devices disagree about release {version}: {answers}", hint=f"logs are in {self._folder / 'logs'}"
+            )
         return next(iter(answers.values()))
 
     def _devices(self) -> list[dict[str, Any]]:

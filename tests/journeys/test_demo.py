@@ -1,9 +1,14 @@
 """The main job: a trained graph is converted, signed, shipped, answers, learns, and comes back as the next release."""
 
+import os
+from pathlib import Path
+
 import pytest
 
+from ota.demo import broker
+from ota.demo.processes import Processes
 from tests.support.broker import mosquitto_program
-from tests.support.stand import run_verb
+from tests.support.stand import VerbError, run_verb, until
 
 pytestmark = pytest.mark.journey
 
@@ -21,3 +26,34 @@ def test_the_demo_goes_round_the_whole_loop() -> None:
     assert result["accuracy_federated"] > result["accuracy_int8"]
     assert 0 < result["size_int8_bytes"] < result["size_float_bytes"] / 2
     assert min(result["latency_float_ms"], result["latency_int8_ms"], result["wire_bytes"]) > 0
+
+
+@pytest.mark.timeout(120)
+def test_a_demo_whose_step_fails_says_which_and_fails(tmp_path: Path) -> None:
+    (tmp_path / "untrained.onnx").mkdir()
+    with pytest.raises(VerbError) as caught:
+        run_verb("demo", "--once", "--folder", tmp_path)
+    assert caught.value.code == 1
+    assert "error: edgert models: " in caught.value.stderr
+    assert "untrained.onnx" in caught.value.stderr
+
+
+@pytest.mark.timeout(120)
+def test_a_box_enrols_through_the_embedded_broker_which_is_said_to_check_no_certificates(tmp_path: Path) -> None:
+    pytest.importorskip("amqtt")
+    home, port, said = tmp_path / "fleet", broker.free_port(), []
+    user = ("--broker-user", "root") if os.geteuid() == 0 else ()
+    run_verb("ota", "init", home, "--host", "127.0.0.1", "--port", port, *user)
+    with Processes(tmp_path / "logs") as processes:
+        assert broker.start(processes, home, port, said.append, embedded=True) == "amqtt"
+        processes.edgert("server", "ota", "serve", home)
+        run_verb("ota", "claims", "new", home, "--device", "box1", "-o", tmp_path / "kit")
+        box = ("--kit", tmp_path / "kit", "--state", tmp_path / "box1", "--serve-port", "0")
+        processes.edgert("box1", "agent", "run", *box, "--profile", "generic-cpu")
+
+        def reported() -> bool:
+            processes.check()
+            return any(row["online"] and row["agent"] for row in run_verb("ota", "devices", home)["devices"])
+
+        until("the state of the box", reported)
+    assert [line for line in said if "does NOT check client certificates" in line]
