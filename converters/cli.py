@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 _PROFILE = "Name of the device profile, see `edgert profiles list`."
-_DEFAULT_DROP = 1.0
 
 
 def register(app: typer.Typer) -> None:
@@ -123,13 +122,17 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _list(as_json: JsonFlag = False) -> None:
-    """Names of the networks that `edgert models make` can make."""
+    """Networks that `edgert models make` can make."""
     from edgert import cli, plugins
 
     names = plugins.names("converters.models")
-    if not cli.emit({"models": names}, as_json):
-        for name in names:
-            cli.stdout.print(name, markup=False)
+    summaries = {name: plugins.load("converters.models", name).summary for name in names}
+    if cli.emit({"models": names, "summaries": summaries}, as_json):
+        return
+    rows = cli.table("name", "network")
+    for name, summary in summaries.items():
+        rows.add_row(name, summary.replace("[", r"\["))
+    cli.stdout.print(rows)
 
 
 def _make(

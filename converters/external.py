@@ -9,7 +9,6 @@ from edgert.errors import ModelError
 
 __all__ = ["load"]
 
-_LIMIT_BYTES = 2 << 30
 _HINT = "external data must be plain files in the model's own folder"
 
 
@@ -25,7 +24,7 @@ def load(model: onnx.ModelProto, path: Path) -> None:
             continue
         data = _read(tensor, path)
         total += len(data)
-        if total >= _LIMIT_BYTES:
+        if total >= graph.PROTOBUF_LIMIT_BYTES:
             raise ModelError(f"the weights beside {path} exceed 2 GiB", hint="such a model does not fit an edge bundle")
         tensor.raw_data = data
         tensor.data_location = onnx.TensorProto.DEFAULT

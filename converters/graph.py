@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from edgert.errors import ModelError
-from edgert.values import TensorSpec, Weights
+from edgert.values import TensorSpec
 
 __all__ = [
+    "NODE_LIMIT",
+    "PROTOBUF_LIMIT_BYTES",
     "array",
     "default_opset",
     "element_types",
-    "float_weights",
     "inputs",
     "macs",
     "nodes",
@@ -28,6 +29,12 @@ __all__ = [
     "serialize",
     "tensors",
 ]
+
+NODE_LIMIT = 5000
+"""A larger graph is not rewritten: what rewrites it takes time that grows with the square of its nodes."""
+
+PROTOBUF_LIMIT_BYTES = 2 << 30
+"""No ONNX file can be larger."""
 
 
 def nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
@@ -95,15 +102,6 @@ def inputs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
 def outputs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
     """The outputs of the graph."""
     return tuple(_spec(value, "output") for value in model.graph.output)
-
-
-def float_weights(model: onnx.ModelProto) -> Weights:
-    """The float32 initializers, by name: what `--weights` may replace."""
-    return {
-        tensor.name: array(tensor).copy()
-        for tensor in model.graph.initializer
-        if tensor.data_type == onnx.TensorProto.FLOAT
-    }
 
 
 def default_opset(model: onnx.ModelProto) -> int:

@@ -26,7 +26,10 @@ def top1(scores: NDArray[Any], labels: NDArray[Any]) -> float:
     """
     flat = scores.reshape(len(scores), -1) if len(scores) else scores
     if flat.ndim != 2 or labels.shape != (len(flat),) or not len(flat):
-        raise SamplesError(f"scores {scores.shape} and labels {labels.shape} do not fit together")
+        raise SamplesError(
+            f"scores {scores.shape} and labels {labels.shape} do not fit together",
+            hint="one class number per sample, and one score per class",
+        )
     return float(np.mean(np.argmax(flat, axis=1) == labels))
 
 

@@ -22,9 +22,9 @@ def read_toml(path: Path) -> dict[str, object]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
-        raise ConfigError(f"there is no file {path}") from e
+        raise ConfigError(f"there is no file {path}", hint="check the path") from e
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
-        raise ConfigError(f"{path} is not a readable TOML file: {e}") from e
+        raise ConfigError(f"{path} is not a readable TOML file: {e}", hint="mend it at the place named") from e
 
 
 def read(model: type[Model], path: Path) -> Model:

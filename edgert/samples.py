@@ -88,14 +88,14 @@ def load(path: Path) -> Samples:
     arrays = load_arrays(path)
     labels = arrays.pop("labels", None)
     if not arrays:
-        raise SamplesError(f"{path} holds no input arrays")
+        raise SamplesError(f"{path} holds no input arrays", hint="write it with numpy.savez(path, input_name=array)")
     lengths = {name: len(array) if array.ndim else -1 for name, array in arrays.items()}
     if labels is not None:
         lengths["labels"] = len(labels) if labels.ndim else -1
     if len(set(lengths.values())) != 1 or -1 in lengths.values():
         raise SamplesError(f"{path}: the arrays differ in length: {lengths}", hint="first axis = samples")
     if not next(iter(lengths.values())):
-        raise SamplesError(f"{path} holds no samples")
+        raise SamplesError(f"{path} holds no samples", hint="the first axis of every array counts the samples")
     return Samples(arrays, labels)
 
 
@@ -109,7 +109,9 @@ def load_arrays(path: Path | io.BytesIO) -> dict[str, NDArray[Any]]:
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > _LIMIT_BYTES:
-                raise SamplesError(f"{name} would unpack to more than {_LIMIT_BYTES >> 30} GiB")
+                raise SamplesError(
+                    f"{name} would unpack to more than {_LIMIT_BYTES >> 30} GiB", hint="use fewer samples"
+                )
             if any(not entry.filename.endswith(".npy") for entry in archive.infolist()):
                 raise SamplesError(
                     f"{name} is not an .npz file", hint="write it with numpy.savez(path, input_name=array)"
@@ -117,7 +119,7 @@ def load_arrays(path: Path | io.BytesIO) -> dict[str, NDArray[Any]]:
         with np.load(path, allow_pickle=False) as arrays:
             return {key: arrays[key] for key in arrays.files}
     except FileNotFoundError as e:
-        raise SamplesError(f"there is no file {name}") from e
+        raise SamplesError(f"there is no file {name}", hint="check the path") from e
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError, MemoryError) as e:
         raise SamplesError(
             f"{name} is not a readable .npz file: {e}", hint="write it with numpy.savez, without objects"

@@ -11,10 +11,7 @@ __all__ = ["Emitter"]
 
 
 class Emitter(Protocol):
-    """A way to write artifacts of one format."""
-
-    format: str
-    precisions: tuple[str, ...]
+    """A way to write artifacts of one format; the file's name is the name of the format."""
 
     def emit(self, model: onnx.ModelProto, precision: Precision, profile: Profile) -> bytes:
         """The artifact; same graph and precision, same bytes.

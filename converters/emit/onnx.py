@@ -24,9 +24,6 @@ _RUNTIMES = {17: "1.12", 18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18"}
 
 
 class _Onnx:
-    format = "onnx"
-    precisions = ("float32", "int8")
-
     def emit(self, model: onnx.ModelProto, precision: Precision, profile: Profile) -> bytes:
         written = onnx.ModelProto()
         written.CopyFrom(model)

@@ -5,12 +5,11 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from converters import external
+from converters import external, graph
 from edgert.errors import ModelError
 
 __all__ = ["plugin"]
 
-_LIMIT_BYTES = 2 << 30
 _LFS = b"version https://git-lfs.github.com/spec/"
 _OTHERS = {
     b"PK\x03\x04": "a zip archive",
@@ -37,7 +36,7 @@ class _Onnx:
 def _read(path: Path) -> bytes:
     try:
         size_bytes = path.stat().st_size
-        if size_bytes >= _LIMIT_BYTES:
+        if size_bytes >= graph.PROTOBUF_LIMIT_BYTES:
             raise ModelError(f"{path} is larger than 2 GiB", hint="store its weights as external data")
         data = path.read_bytes()
     except FileNotFoundError as e:

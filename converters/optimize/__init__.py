@@ -1,0 +1,1 @@
+"""Rewriting a float graph: `normalise` into canonical form, `clean` into a smaller one."""

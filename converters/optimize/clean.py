@@ -11,8 +11,6 @@ from converters.quiet import quiet
 
 __all__ = ["clean"]
 
-
-_NODE_LIMIT = 5000
 _FOLD_LIMIT_BYTES = 16 << 20
 
 
@@ -21,8 +19,8 @@ def clean(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
 
     Inputs and outputs keep their names and free sizes; initializers may be folded and renamed.
     """
-    if len(model.graph.node) > _NODE_LIMIT:
-        return model, (f"clean-up left out: {len(model.graph.node)} operators are more than {_NODE_LIMIT}",)
+    if len(model.graph.node) > graph.NODE_LIMIT:
+        return model, (f"clean-up left out: {len(model.graph.node)} operators are more than {graph.NODE_LIMIT}",)
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     try:

@@ -70,7 +70,6 @@ class Scheme(Protocol):
     """A way to quantize; decides, and writes nothing."""
 
     precision: str
-    needs_ranges: bool
     observer: str
     Options: type[BaseModel]
 

@@ -27,7 +27,6 @@ _PASSING = frozenset(
     }
 )  # fmt: skip
 _RECTIFIERS = frozenset({"Relu", "Clip"})
-_NODE_LIMIT = 5000
 _LOWEST_OPSET = 13
 
 
@@ -39,7 +38,6 @@ class _Options(BaseModel):
 
 class _StaticInt8:
     precision = "int8"
-    needs_ranges = True
     observer = "minmax"
     Options: type[BaseModel] = _Options
 
@@ -88,7 +86,7 @@ def affine(found: Range) -> Quantization:
 
 def _quantizable(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     nodes = list(model.graph.node)
-    if len(nodes) > _NODE_LIMIT:
+    if len(nodes) > graph.NODE_LIMIT:
         return []
     types = graph.element_types(model) | {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     stored = {tensor.name for tensor in model.graph.initializer}

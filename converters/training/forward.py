@@ -12,6 +12,7 @@ from onnx import helper, numpy_helper, shape_inference, version_converter
 from onnx.reference import ReferenceEvaluator
 
 from converters.training.rules.base import Shape, attributes
+from edgert.backends.base import first_line
 from edgert.errors import ModelError
 
 __all__ = ["OPSET", "Forward", "prepare"]
@@ -81,7 +82,7 @@ def _raised(model: onnx.ModelProto) -> onnx.ModelProto:
         return version_converter.convert_version(copy, OPSET)
     except (RuntimeError, ValueError) as e:
         raise ModelError(
-            f"the model cannot be raised to operator set {OPSET}: {_first_line(e)}",
+            f"the model cannot be raised to operator set {OPSET}: {first_line(e)}",
             hint=f"export it with operator set {OPSET} or later",
         ) from e
 
@@ -216,7 +217,7 @@ class _Graph:
         try:
             inferred = shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True).graph
         except (shape_inference.InferenceError, RuntimeError, ValueError) as e:
-            raise ModelError(f"the shapes or types of the model contradict each other: {_first_line(e)}") from e
+            raise ModelError(f"the shapes or types of the model contradict each other: {first_line(e)}") from e
         self._shapes = {name: value.shape for name, value in self._values.items()}
         for info in [*self._inputs, *inferred.value_info, *inferred.output]:
             tensor = info.type.tensor_type
@@ -253,7 +254,3 @@ class _Graph:
 def _evaluated(node: onnx.NodeProto, feeds: dict[str, Any]) -> NDArray[Any]:
     results: Any = ReferenceEvaluator(node).run(None, feeds)
     return np.asarray(results[0])
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

@@ -22,6 +22,7 @@ __all__ = [
     "TrainingBackend",
     "TrainingSession",
     "check_feeds",
+    "first_line",
 ]
 
 
@@ -165,3 +166,9 @@ def check_feeds(specs: Sequence[TensorSpec], feeds: Feeds) -> None:
         ):
             want = "x".join("?" if size is None else str(size) for size in spec.shape) or "a scalar"
             raise BackendError(f"input {spec.name!r} must have shape {want}, not {array.shape}")
+
+
+def first_line(error: BaseException) -> str:
+    """What a runtime's exception says in its first line, up to 300 characters; the name of its type when it is mute."""
+    words = str(error).strip()
+    return words.splitlines()[0][:300] if words else type(error).__name__

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgert.backends.base import DEFAULT_OPTIONS, Availability, Metrics, SessionOptions
+from edgert.backends.base import DEFAULT_OPTIONS, Availability, Metrics, SessionOptions, first_line
 from edgert.errors import BackendError
 from edgert.manifest import Training
 from edgert.values import Feeds, TensorSpec, Weights
@@ -41,7 +41,7 @@ class _Session:
         except _errors() as e:
             for name, spec in self._wanted.items():
                 _check(name, feeds[name], spec)
-            raise BackendError(f"onnxruntime failed: {_first_line(e)}") from e
+            raise BackendError(f"onnxruntime failed: {first_line(e)}") from e
 
     def nodes_by_provider(self) -> dict[str, int]:
         # Versions before 1.24 cannot tell.
@@ -105,7 +105,7 @@ class _TrainingSession:
         try:
             self._session.run_with_iobinding(self._bindings[self._current])
         except _errors() as e:
-            raise BackendError(f"onnxruntime failed in a training step: {_first_line(e)}") from e
+            raise BackendError(f"onnxruntime failed in a training step: {first_line(e)}") from e
         self._current = 1 - self._current
         return Metrics(*(float(value.numpy()) for value in self._metrics.values()))
 
@@ -144,7 +144,7 @@ class _OnnxRuntime:
 
             return Availability(True, ort.__version__)
         except Exception as e:
-            return Availability(False, "", f"onnxruntime cannot be imported: {_first_line(e)}")
+            return Availability(False, "", f"onnxruntime cannot be imported: {first_line(e)}")
 
     def open(self, path: Path, options: SessionOptions = DEFAULT_OPTIONS) -> _Session:
         return _Session(path, options)
@@ -187,7 +187,7 @@ def _open(path: Path, options: SessionOptions) -> Any:
     try:
         return ort.InferenceSession(str(path), settings, providers=with_options)
     except _errors() as e:
-        raise BackendError(f"onnxruntime cannot open {path.name}: {_first_line(e)}") from e
+        raise BackendError(f"onnxruntime cannot open {path.name}: {first_line(e)}") from e
 
 
 def _buffer(spec: TensorSpec) -> Any:
@@ -264,10 +264,6 @@ def _check(name: str, array: Any, spec: TensorSpec) -> None:
 def _spec(node: Any) -> TensorSpec:
     shape = tuple(size if isinstance(size, int) and size >= 0 else None for size in node.shape)
     return TensorSpec(node.name, _DTYPES.get(node.type, node.type), shape)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
 
 
 plugin = _OnnxRuntime()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgert.backends.base import DEFAULT_OPTIONS, Availability, SessionOptions, check_feeds
+from edgert.backends.base import DEFAULT_OPTIONS, Availability, SessionOptions, check_feeds, first_line
 from edgert.errors import BackendError
 from edgert.values import Feeds, TensorSpec
 
@@ -72,7 +72,7 @@ class _Session:
             self._interpreter.allocate_tensors()
             self._takes, self._gives = _tensors(self._interpreter)
         except _FAILURES as e:
-            raise BackendError(f"TFLite cannot open {path.name}: {_first_line(e)}", hint=_hint(e)) from e
+            raise BackendError(f"TFLite cannot open {path.name}: {first_line(e)}", hint=_hint(e)) from e
         self.inputs: Sequence[TensorSpec] = tuple(tensor.spec for tensor in self._takes)
         self.outputs: Sequence[TensorSpec] = tuple(tensor.spec for tensor in self._gives)
         self._delegate = options.providers[0] if delegates else _XNNPACK
@@ -91,13 +91,13 @@ class _Session:
             self._interpreter.invoke()
             return {t.spec.name: t.decoded(self._interpreter.get_tensor(t.index)) for t in self._gives}
         except _FAILURES as e:
-            raise BackendError(f"TFLite failed: {_first_line(e)}") from e
+            raise BackendError(f"TFLite failed: {first_line(e)}") from e
 
     def nodes_by_provider(self) -> dict[str, int]:
         try:
             return _partition(self._interpreter._get_ops_details(), self._delegate)  # noqa: SLF001 - no public way
         except _FAILURES as e:
-            raise BackendError(f"TFLite gives no partition report: {_first_line(e)}") from e
+            raise BackendError(f"TFLite gives no partition report: {first_line(e)}") from e
 
     def close(self) -> None:
         del self._interpreter
@@ -127,7 +127,7 @@ class _TFLite:
             return Availability(False, "", e.message)
         except _FAILURES as e:
             return Availability(
-                False, _version(), f"an Interpreter cannot be made: {_first_line(e)}. {_hint(e)}".strip()
+                False, _version(), f"an Interpreter cannot be made: {first_line(e)}. {_hint(e)}".strip()
             )
         return Availability(True, _version())
 
@@ -144,7 +144,7 @@ def _import() -> Any:
             from tflite_runtime import interpreter
         except ImportError as e:
             raise BackendError(
-                f"neither ai-edge-litert ({_first_line(litert)}) nor tflite-runtime ({_first_line(e)}) can be imported",
+                f"neither ai-edge-litert ({first_line(litert)}) nor tflite-runtime ({first_line(e)}) can be imported",
                 hint="install edgert[litert]; or edgert[tflite], with numpy below 2 and Python 3.11 or older",
             ) from e
     return interpreter
@@ -186,7 +186,7 @@ def _delegates(options: SessionOptions) -> tuple[list[Any], Any]:
         try:
             delegates.append(runtime.load_delegate(library, settings))
         except _FAILURES as e:
-            raise BackendError(f"delegate {name!r} cannot be loaded from {library}: {_first_line(e)}") from e
+            raise BackendError(f"delegate {name!r} cannot be loaded from {library}: {first_line(e)}") from e
     return delegates, resolver
 
 
@@ -265,10 +265,6 @@ def _hint(error: BaseException) -> str:
     if re.search(r"Didn't find op|unresolved custom op|op for builtin", str(error)):
         return "this runtime is too old for the model, or lacks that operator"
     return ""
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
 
 
 plugin = _TFLite()

@@ -1,10 +1,11 @@
 """An additive value: what one participant learned, as differences of weights, with the number of examples behind it."""
 
+import io
 from dataclasses import dataclass
 
 import numpy as np
 
-from edgert.errors import CheckError
+from edgert.errors import CheckError, SamplesError
 from edgert.samples import load_arrays, pack_arrays
 from edgert.values import Weights
 
@@ -53,11 +54,7 @@ def unpack_weights(data: bytes) -> Weights:
     Raises:
         SamplesError: not an ``.npz`` file, or not float32.
     """
-    import io
-
-    from edgert.errors import SamplesError
-
     arrays = load_arrays(io.BytesIO(data))
     if any(array.dtype != np.float32 for array in arrays.values()):
-        raise SamplesError("weights must be float32")
+        raise SamplesError("weights must be float32", hint="save them with numpy.savez as float32 arrays")
     return arrays

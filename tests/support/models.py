@@ -12,7 +12,7 @@ from edgert.manifest import Artifact, Golden, Manifest, Provenance, Tensor
 from edgert.samples import pack_arrays
 from edgert.values import digest
 
-__all__ = ["bundle_file", "cnn", "endless", "huge", "mlp", "mlp_answer", "write"]
+__all__ = ["bundle_file", "cnn", "endless", "float_weights", "huge", "mlp", "mlp_answer", "write"]
 
 FEATURES, HIDDEN, CLASSES = 4, 8, 3
 
@@ -172,3 +172,12 @@ def _finished(
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.checker.check_model(model)
     return model
+
+
+def float_weights(model: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
+    """The float32 initializers, by name: what `--weights` may replace."""
+    return {
+        tensor.name: numpy_helper.to_array(tensor)
+        for tensor in model.graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT
+    }

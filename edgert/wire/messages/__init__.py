@@ -1,0 +1,1 @@
+"""What is said, one file per conversation; both sides use the same classes."""

@@ -74,12 +74,10 @@ class LoopbackBroker:
             subscription.renew()
             self.show_kept(client, subscription)
 
-    def leave(self, client: "LoopbackTransport", *, orderly: bool = True) -> None:
-        """A client disconnects."""
+    def leave(self, client: "LoopbackTransport") -> None:
+        """A client says good-bye: its will is not published."""
         if self._clients.get(client.client_id) is client:
             del self._clients[client.client_id]
-            if not orderly:
-                self._publish_will(client)
 
     def route(self, sender: str, topic: str, payload: bytes, *, retain: bool, qos: int) -> None:
         """Hand a message to everyone who may have it."""
@@ -175,11 +173,14 @@ class LoopbackTransport:
         return subscription
 
     async def close(self) -> None:
-        self._end(orderly=True)
-
-    def vanish(self) -> None:
-        """Be gone without a good-bye, as after a power cut: the will is published."""
-        self._end(orderly=False)
+        if self._closed:
+            return
+        self._closed = True
+        self.linked = False
+        self._server.leave(self)
+        for subscription in self.subscriptions:
+            subscription.finish()
+        self._announce()
 
     # Called by the broker
 
@@ -197,16 +198,6 @@ class LoopbackTransport:
         """A message arrived for one of our subscriptions."""
         self.received_bytes += len(delivery.payload)
         subscription.offer(delivery, qos)
-
-    def _end(self, *, orderly: bool) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        self.linked = False
-        self._server.leave(self, orderly=orderly)
-        for subscription in self.subscriptions:
-            subscription.finish()
-        self._announce()
 
     def _announce(self) -> None:
         self._changed.set()

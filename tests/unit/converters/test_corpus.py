@@ -61,7 +61,16 @@ def test_int8_is_within_a_point_and_smaller_and_the_report_is_true(name: str, mo
     assert answer["accuracy"] >= answer["accuracy_float"] - 0.01
     assert answer["size_bytes"] < answer["size_float_bytes"] / 2
     inferred = _edgert(["infer", str(bundle), "--input", str(tmp_path / "evaluate.npz"), "--json"], 60)
-    assert json.loads(inferred.stdout)["accuracy"] == answer["accuracy"]
+    measured = json.loads(inferred.stdout)
+    report = json.loads((tmp_path / "m.report.json").read_bytes())
+    (chosen,) = [row for row in report["candidates"] if row["chosen"]]
+    opened = Bundle.open(bundle)
+    assert report["bundle"] == answer["digest"] == opened.digest
+    assert (report["metric"], report["measured_on"]) == ("top1", "evaluate")
+    assert report["samples"] == measured["samples"] == len(y)
+    assert chosen["precision"] == "int8"
+    assert chosen["accuracy"] == measured["accuracy"] == answer["accuracy"]
+    assert chosen["size_bytes"] == len(opened.read(opened.require("infer"))) == answer["size_bytes"]
 
 
 @pytest.mark.parametrize("name", sorted(_ATTACKS))

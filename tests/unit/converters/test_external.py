@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 import pytest
 
-from converters import external, graph
+from converters import external
 from edgert.errors import ModelError
-from tests.support import onnx_models
+from tests.support import models, onnx_models
 
 
 def _load(path: Path) -> onnx.ModelProto:
@@ -20,7 +20,7 @@ def _load(path: Path) -> onnx.ModelProto:
 def test_a_file_beside_the_model_is_taken_in(tmp_path: Path) -> None:
     values = np.arange(8, dtype=np.float32)
     path = onnx_models.with_external_data(tmp_path / "m.onnx", offset="16", stored=values.tobytes())
-    np.testing.assert_array_equal(graph.float_weights(_load(path))["w"], values[4:])
+    np.testing.assert_array_equal(models.float_weights(_load(path))["w"], values[4:])
 
 
 @pytest.mark.parametrize(

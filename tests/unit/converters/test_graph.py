@@ -1,6 +1,5 @@
 """Reading a model: branches, functions, shapes, figures."""
 
-import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
@@ -25,12 +24,6 @@ def test_figures_of_a_small_network_are_those_of_paper_and_pencil() -> None:
     assert graph.macs(model) == 4 * 8 * 8 * 9 + 64 * 3
     assert graph.parameters(model) == 4 * 9 + 4 + 64 * 3 + 3
     assert graph.operators(model) == {"Conv": 1, "Flatten": 1, "Gemm": 1, "MaxPool": 1, "Relu": 1}
-
-
-def test_float_weights_are_the_float32_initializers_by_name() -> None:
-    weights = graph.float_weights(models.mlp(3))
-    assert weights.keys() == {"W1", "b1", "W2", "b2"}
-    np.testing.assert_array_equal(weights["W1"], models.mlp_weights(3)["W1"])
 
 
 def test_inputs_leave_out_listed_initializers_and_keep_free_sizes() -> None:

@@ -17,7 +17,7 @@ def test_an_old_graph_is_raised_and_keeps_every_weight_name() -> None:
     assert raised.ir_version >= 8
     assert [value.name for value in raised.graph.input] == ["image"]
     assert {row.domain for row in raised.opset_import} == {""}
-    assert graph.float_weights(raised).keys() == {"K", "W", "b"}
+    assert models.float_weights(raised).keys() == {"K", "W", "b"}
     onnx.checker.check_model(raised, full_check=True)
 
 
@@ -60,7 +60,7 @@ def test_biases_of_one_row_become_vectors() -> None:
     bias = next(tensor for tensor in model.graph.initializer if tensor.name == "b1")
     bias.dims[:] = [1, *bias.dims]
     after, _ = clean(normalise(model)[0])
-    assert all(len(value.shape) != 2 or value.shape[0] != 1 for value in graph.float_weights(after).values())
+    assert all(len(value.shape) != 2 or value.shape[0] != 1 for value in models.float_weights(after).values())
     onnx.checker.check_model(after, full_check=True)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from converters import graph, weights
+from converters import weights
 from edgert.errors import SamplesError
 from tests.support import models
 
@@ -14,7 +14,7 @@ def test_named_weights_are_replaced_and_the_others_kept(tmp_path: Path) -> None:
     model, new = models.mlp(0), models.mlp_weights(1)
     np.savez(tmp_path / "w.npz", W1=new["W1"], b2=new["b2"])
     weights.put(model, tmp_path / "w.npz")
-    found = graph.float_weights(model)
+    found = models.float_weights(model)
     np.testing.assert_array_equal(found["W1"], new["W1"])
     np.testing.assert_array_equal(found["b2"], new["b2"])
     np.testing.assert_array_equal(found["W2"], models.mlp_weights(0)["W2"])
