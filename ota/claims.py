@@ -93,7 +93,9 @@ def write_kit(fleet: Fleet, claim: ClaimRow, days: int, folder: Path) -> None:
             draft.rename(folder)
         fsync_folder(folder.parent)
     except OSError as e:
-        raise StoreError(f"cannot write the kit {folder}: {e.strerror}") from e
+        raise StoreError(
+            f"cannot write the kit {folder}: {e.strerror}", hint="is there room, and may you write there?"
+        ) from e
 
 
 def admit(

@@ -110,7 +110,7 @@ class Home:
         try:
             return Settings.model_validate(values)
         except ValidationError as e:
-            raise ConfigError(f"the settings do not fit: {explain(e)}") from e
+            raise ConfigError(f"the settings do not fit: {explain(e)}", hint="see `edgert ota init --help`") from e
 
     def save_settings(self) -> None:
         """Write ``ota.toml``, the last step of making a home."""

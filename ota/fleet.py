@@ -69,7 +69,10 @@ class Fleet:
         try:
             return Authority((folder / "ca.pem").read_bytes(), (folder / "ca.key").read_bytes())
         except OSError as e:
-            raise StoreError(f"cannot read the certificate authority in {folder}: {e.strerror}") from e
+            raise StoreError(
+                f"cannot read the certificate authority in {folder}: {e.strerror}",
+                hint="restore the fleet's home from a backup",
+            ) from e
 
     def close(self) -> None:
         """Close the database."""

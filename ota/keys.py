@@ -47,7 +47,7 @@ def signer(folder: Path, role: Role) -> CryptoSigner:
     try:
         key = load_pem_private_key(_read(folder / f"{role}.pem"), password=None)
     except ValueError as e:
-        raise StoreError(f"the key of role {role} is damaged") from e
+        raise StoreError(f"the key of role {role} is damaged", hint="restore the fleet's home from a backup") from e
     return CryptoSigner(cast(Ed25519PrivateKey, key))
 
 
@@ -60,7 +60,7 @@ def envelope_key(folder: Path, use: EnvelopeUse) -> SigningKey:
     try:
         return SigningKey(bytes.fromhex(_read(folder / f"{use}.hex").decode("ascii")))
     except ValueError as e:
-        raise StoreError(f"the {use} key is damaged") from e
+        raise StoreError(f"the {use} key is damaged", hint="restore the fleet's home from a backup") from e
 
 
 def _read(path: Path) -> bytes:

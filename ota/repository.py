@@ -71,7 +71,7 @@ class Repository:
             UsageError: there is a repository already.
         """
         if (self._folder / "timestamp.json").exists():
-            raise UsageError(f"{self._folder} holds a repository already")
+            raise UsageError(f"{self._folder} holds a repository already", hint="give a new folder")
         content = self._fleet_keys().encode()
         root = Root(expires=self._expiry(self._home.settings.root_days), consistent_snapshot=True)
         for role in keys.ROLES:
@@ -90,7 +90,7 @@ class Repository:
         """The newest root metadata, which a device is born with."""
         newest = max(self._folder.glob("*.root.json"), key=lambda path: int(path.name.split(".")[0]), default=None)
         if newest is None:
-            raise StoreError(f"{self._folder} holds no root metadata")
+            raise StoreError(f"{self._folder} holds no root metadata", hint="restore the fleet's home from a backup")
         return newest.read_bytes()
 
     def targets(self) -> dict[str, Target]:
@@ -164,7 +164,7 @@ class Repository:
         except (OSError, DeserializationError, RepositoryError) as e:
             raise StoreError(f"cannot read metadata {name}: {e}", hint="restore the fleet's home from a backup") from e
         if not isinstance(signed, kind):  # type: ignore[arg-type]
-            raise StoreError(f"metadata {name} holds role {signed.type}")
+            raise StoreError(f"metadata {name} holds role {signed.type}", hint="restore the fleet's home from a backup")
         return signed  # type: ignore[return-value]
 
     def _write(self, signed: Root | Targets | Snapshot | Timestamp, name: str) -> None:

@@ -55,7 +55,7 @@ class Sources:
             with replacing(target, mode=0o600) as temporary:
                 _copy(path, temporary)
                 if digest_file(temporary) != digest:
-                    raise BundleError(f"{path} changed while it was read")
+                    raise BundleError(f"{path} changed while it was read", hint="try again when nobody writes it")
         return digest
 
     def get(self, digest: str) -> Path:
@@ -91,7 +91,10 @@ def read_report(path: Path) -> Report:
             member = tar.getmember("report.json")
             file = tar.extractfile(member)
             if file is None or member.size > _JSON_LIMIT_BYTES:
-                raise BundleError(f"{path} is not a source: no usable report.json")
+                raise BundleError(
+                    f"{path} is not a source: no usable report.json",
+                    hint="`edgert convert` writes it beside the bundle",
+                )
             report: dict[str, Any] = json.loads(file.read())
         chosen = [row for row in report["candidates"] if row["chosen"]]
         accuracy = float(chosen[0]["accuracy"]) if chosen and chosen[0]["accuracy"] is not None else None
@@ -104,4 +107,4 @@ def _copy(source: Path, target: Path) -> None:
     try:
         shutil.copyfile(source, target)
     except OSError as e:
-        raise StoreError(f"cannot copy {source}: {e.strerror}") from e
+        raise StoreError(f"cannot copy {source}: {e.strerror}", hint="is there room for it in the fleet's home?") from e

@@ -123,9 +123,7 @@ class _Story:
         self._processes.verb("fit", self._folder / "untrained.onnx", *fit)
 
     def _convert(self, split: data.Split, precision: str, name: str) -> dict[str, Any]:
-        self._say(
-            f"convert it to {precision} for {self._profile}, add a training graph; measure parity, accuracy and latency"
-        )
+        self._say(f"convert it to {precision}, with a training graph: parity, accuracy and latency are measured")
         options = ("--calibrate", split.start, "--evaluate", split.evaluate, "--precision", precision, "--train")
         return self._processes.verb(
             "convert", self._folder / "digits.onnx", "--name", MODEL, "--profile", self._profile,
@@ -218,7 +216,7 @@ def _accuracy(endpoint: str, version: int, test: Samples) -> float:
         with urllib.request.urlopen(url, data=_request(test), timeout=30) as answer:  # noqa: S310 - our own endpoint
             (scores,) = json.load(answer)["outputs"]
     except (urllib.error.URLError, ValueError, KeyError) as e:
-        raise CheckError(f"{url} did not answer: {e}") from e
+        raise CheckError(f"{url} did not answer: {e}", hint="the log of the device says why") from e
     if test.labels is None:
         raise CheckError("the test digits have no labels")
     return top1(np.array(scores["data"], np.float32).reshape(scores["shape"]), test.labels)

@@ -9,7 +9,7 @@ from edgert import plugins
 from edgert.bundle import Bundle, parse_image
 from edgert.config import explain
 from edgert.errors import UsageError
-from edgert.federated.job import FINAL, Job
+from edgert.federated.job import FINAL, Job, Phase
 from edgert.federated.plan import LocalTraining, Plan
 from ota import audit
 from ota.fleet import Fleet
@@ -92,16 +92,21 @@ def federate_status(fleet: Fleet, actor: Actor, job: str | None = None) -> list[
 
 
 def federate_stop(fleet: Fleet, actor: Actor, job: str) -> dict[str, Any]:
-    """Ask for the end of a job; the running server aborts it, unless its release is being signed already.
+    """Ask for the end of a job: the running server aborts it.
 
     Raises:
-        UsageError: there is no such job, or it is over.
+        UsageError: there is no such job, it is over, or its release is being signed.
     """
     actor.require(Right.LEARN)
     with fleet.database.write() as session:
         row = jobs.get(session, job)
         if row.phase in FINAL:
             raise UsageError(f"job {job} is {row.phase}: it is over", hint="see `edgert federate status`")
+        if row.phase == Phase.GATED:
+            raise UsageError(
+                f"job {job} is publishing its release already",
+                hint="afterwards `edgert ota rollout --version` gives devices the version before",
+            )
         row.stopped_by = row.stopped_by or actor.name
         audit.write(session, fleet.clock, actor.name, "federate stop", job)
         return _describe(row)

@@ -14,6 +14,7 @@ import pytest
 from edgert.clock import SystemClock
 from edgert.envelope import JOB_TYPE, verify
 from edgert.errors import CheckError, UsageError
+from edgert.federated.job import Phase
 from edgert.federated.plan import Plan
 from edgert.federated.update import Update, unpack_weights
 from edgert.samples import load_arrays
@@ -35,6 +36,7 @@ from ota.operations.learn import federate_start, federate_status, federate_stop,
 from ota.operations.release import publish
 from ota.operations.spread import rollout_start
 from ota.rebuild import Rebuilt
+from ota.store import jobs
 from tests.support.fleet import WEIGHTS, bundle_file, enrolled_row, fleet
 from tests.support.loop import run
 from tests.support.stand import until
@@ -275,6 +277,14 @@ def test_an_operator_stops_a_job_that_waits_and_none_that_is_over(made: Fleet, t
     with pytest.raises(UsageError, match="it is over"):
         federate_stop(made, ACTOR, "tiny-1")
     assert start(made)["job"] == "tiny-2"
+
+
+def test_a_job_whose_release_is_being_signed_is_not_stopped(made: Fleet) -> None:
+    start(made)
+    with made.database.write() as session:
+        jobs.get(session, "tiny-1").phase = Phase.GATED.value
+    with pytest.raises(UsageError, match="publishing its release"):
+        federate_stop(made, ACTOR, "tiny-1")
 
 
 def test_a_job_stopped_while_no_server_ran_ends_when_one_does(made: Fleet, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The conversion in a child process: what it says, that it may fail, and the gate."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,15 @@ def test_what_lies_in_the_working_folder_takes_the_place_of_no_library(
 def test_a_conversion_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     with pytest.raises(FaultError, match=r"more than 0.01 s"):
         run(rebuild(tmp_path / "s.tar", tmp_path / "w.npz", tmp_path / "o.edgert", timeout_s=0.01))
+
+
+def test_a_conversion_that_never_stops_talking_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chatter = tmp_path / "python"
+    chatter.write_text("#!/bin/sh\nexec yes\n")
+    chatter.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(chatter))
+    with pytest.raises(FaultError, match=r"wrote more than"):
+        run(rebuild(tmp_path / "s.tar", tmp_path / "w.npz", tmp_path / "o.edgert", timeout_s=60))
 
 
 def test_the_gate_lets_half_a_point_pass_and_no_more() -> None:
