@@ -153,6 +153,7 @@ BundleFile = Annotated[Path, typer.Argument(metavar="B.edgert", help="A bundle f
 def _inspect(file: BundleFile, as_json: JsonFlag = False) -> None:
     """What is inside a bundle, for whom, how it is checked, where it came from."""
     from edgert.bundle import Bundle
+    from edgert.values import show_shape
 
     bundle = Bundle.open(file)
     manifest = bundle.manifest
@@ -169,9 +170,10 @@ def _inspect(file: BundleFile, as_json: JsonFlag = False) -> None:
     tensors = table("", "name", "type", "shape", "golden tolerance")
     for kind, group in (("input", manifest.inputs), ("output", manifest.outputs)):
         for tensor in group:
-            shape = "x".join("?" if width is None else str(width) for width in tensor.shape) or "scalar"
             allowed = manifest.golden.tolerance.get(tensor.name) if kind == "output" else None
-            tensors.add_row(kind, tensor.name, tensor.dtype, shape, "" if allowed is None else f"{allowed:g}")
+            tensors.add_row(
+                kind, tensor.name, tensor.dtype, show_shape(tensor.shape), "" if allowed is None else f"{allowed:g}"
+            )
     artifacts = table("role", "format", "precision", "bytes", "file", "digest")
     for part in manifest.artifacts:
         artifacts.add_row(part.role, part.format, part.precision, f"{part.size_bytes:,}", part.file, part.digest[:19])

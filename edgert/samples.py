@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgert.errors import SamplesError
 from edgert.files import write_durable
-from edgert.values import Feeds, TensorSpec
+from edgert.values import Feeds, TensorSpec, show_shape
 
 __all__ = ["Samples", "load", "load_arrays", "pack_arrays", "save"]
 
@@ -67,13 +67,9 @@ class Samples:
             )
         array = self.inputs[spec.name]
         row = array.shape[1:] if array.ndim == len(spec.shape) + 1 else (1, *array.shape[1:])
-        fits = len(row) == len(spec.shape) and all(
-            want is None or want == have for want, have in zip(spec.shape, row, strict=True)
-        )
-        if not fits:
-            want = "x".join("?" if size is None else str(size) for size in spec.shape)
+        if not spec.fits(row):
             raise SamplesError(
-                f"samples {spec.name!r} have shape {array.shape}, the model's input is {want}",
+                f"samples {spec.name!r} have shape {array.shape}, the model's input is {show_shape(spec.shape)}",
                 hint="first axis = samples; each row is a batch of one, or with one axis more a whole input",
             )
         return array.astype(np.dtype(spec.dtype), copy=False)

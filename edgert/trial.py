@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgert import plugins, runtime, watch
@@ -241,46 +242,51 @@ def _lines(said: bytes) -> Iterator[_Line]:
 Tell = Callable[[Stage], None]
 
 
-def _check(request: _Request, tell: Tell, deadline: float) -> _Line:
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """What is examined: the format that is tried first, how it is opened, and its golden vectors with tolerances."""
+
+    format: str
+    open: Callable[[], Subject]
+    golden: Callable[[], tuple[dict[str, NDArray[Any]], Mapping[str, float]]] | None
+
+
+def _of_contender(request: _Request) -> _Case:
     (contender,) = request.contenders
-    examination = Examination(contender.label, tell)
+    golden = request.golden
+    vectors = None if golden is None else lambda: (samples_file.load_arrays(golden), request.tolerance)
+    return _Case(contender.format, lambda: _open(contender), vectors)
+
+
+def _of_bundle(request: _Request) -> _Case:
+    bundle = Bundle.load(Store(request.store), request.bundle) if request.store else Bundle.open(_given(request.file))
+
+    def open_best() -> Subject:
+        opened = runtime.open_bundle(bundle)
+        return Subject(opened.session, opened.artifact.file, opened.backend, opened.version)
+
+    def vectors() -> tuple[dict[str, NDArray[Any]], Mapping[str, float]]:
+        packed = io.BytesIO(bundle.read(bundle.require("golden")))
+        return samples_file.load_arrays(packed), _full_tolerance(bundle)
+
+    return _Case(bundle.require("infer").format, open_best, vectors if request.samples is None else None)
+
+
+def _examine(request: _Request, tell: Tell, deadline: float) -> _Line:
+    label = request.contenders[0].label if request.contenders else "bundle"
+    examination = Examination(label, tell)
     try:
-        runtime.backend_for(contender.format)  # the runtime's own start is no part of the artifact's load time
-        with examination.opened(lambda: _open(contender)) as session:
-            if request.golden is not None:
-                examination.golden(session, samples_file.load_arrays(request.golden), request.tolerance)
+        case = _of_contender(request) if request.contenders else _of_bundle(request)
+        with suppress(BackendError):  # told again by `open`, unless another artifact does
+            runtime.backend_for(case.format)  # the runtime's own start is no part of the artifact's load time
+        with examination.opened(case.open) as session:
+            if case.golden is not None:
+                examination.golden(session, *case.golden())
             if request.samples is not None:
                 examination.samples(session, request.samples, request.outputs)
             if request.rounds:
                 examination.latency(session, request.rounds, deadline)
     except Exception as e:  # the edge of the process: whatever an artifact does is its verdict
-        return _Line(verdict=examination.concluded(_why(e)))
-    return _Line(verdict=examination.concluded())
-
-
-def _bundle(request: _Request, tell: Tell, deadline: float) -> _Line:
-    examination = Examination("bundle", tell)
-    try:
-        bundle = (
-            Bundle.load(Store(request.store), request.bundle) if request.store else Bundle.open(_given(request.file))
-        )
-
-        with suppress(BackendError):
-            runtime.backend_for(bundle.require("infer").format)  # as above; another artifact may still do
-
-        def open_best() -> Subject:
-            opened = runtime.open_bundle(bundle)
-            return Subject(opened.session, opened.artifact.file, opened.backend, opened.version)
-
-        with examination.opened(open_best) as session:
-            if request.samples is None:
-                arrays = samples_file.load_arrays(io.BytesIO(bundle.read(bundle.require("golden"))))
-                examination.golden(session, arrays, _full_tolerance(bundle))
-            else:
-                examination.samples(session, request.samples, request.outputs)
-            if request.rounds:
-                examination.latency(session, request.rounds, deadline)
-    except Exception as e:  # the edge of the process, as above
         return _Line(verdict=examination.concluded(_why(e)))
     return _Line(verdict=examination.concluded())
 
@@ -325,8 +331,8 @@ def _why(error: Exception) -> str:
 
 
 _ANSWERS: dict[str, Callable[[_Request, Tell, float], _Line]] = {
-    "check": _check,
-    "bundle": _bundle,
+    "check": _examine,
+    "bundle": _examine,
     "latency": _latency,
     "probe": _probe,
 }

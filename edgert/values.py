@@ -20,6 +20,7 @@ __all__ = [
     "digest",
     "digest_file",
     "is_name",
+    "show_shape",
 ]
 
 Feeds = Mapping[str, NDArray[Any]]
@@ -45,6 +46,17 @@ class TensorSpec:
     name: str
     dtype: str
     shape: tuple[int | None, ...]
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether an array of that shape may be fed: same rank, and the same sizes where they are not free."""
+        return len(shape) == len(self.shape) and all(
+            want is None or want == have for want, have in zip(self.shape, shape, strict=True)
+        )
+
+
+def show_shape(shape: tuple[int | None, ...]) -> str:
+    """A shape for people: ``1x28x28``, with ``?`` for a free size."""
+    return "x".join("?" if size is None else str(size) for size in shape) or "scalar"
 
 
 def digest(data: bytes) -> str:

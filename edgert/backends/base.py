@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edgert.errors import BackendError
 from edgert.manifest import Training
-from edgert.values import Feeds, TensorSpec, Weights
+from edgert.values import Feeds, TensorSpec, Weights, show_shape
 
 __all__ = [
     "DEFAULT_OPTIONS",
@@ -161,11 +161,8 @@ def check_feeds(specs: Sequence[TensorSpec], feeds: Feeds) -> None:
             raise BackendError(f"input {spec.name!r} must be an array, not {type(array).__name__}")
         if array.dtype.name != spec.dtype and not (spec.dtype == "str" and array.dtype.kind in "OSU"):
             raise BackendError(f"input {spec.name!r} must be {spec.dtype}, not {array.dtype.name}")
-        if array.ndim != len(spec.shape) or any(
-            want is not None and want != have for want, have in zip(spec.shape, array.shape, strict=True)
-        ):
-            want = "x".join("?" if size is None else str(size) for size in spec.shape) or "a scalar"
-            raise BackendError(f"input {spec.name!r} must have shape {want}, not {array.shape}")
+        if not spec.fits(array.shape):
+            raise BackendError(f"input {spec.name!r} must have shape {show_shape(spec.shape)}, not {array.shape}")
 
 
 def first_line(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgert.backends.base import DEFAULT_OPTIONS, Availability, Metrics, SessionOptions, first_line
 from edgert.errors import BackendError
 from edgert.manifest import Training
-from edgert.values import Feeds, TensorSpec, Weights
+from edgert.values import Feeds, TensorSpec, Weights, show_shape
 
 __all__ = ["plugin"]
 
@@ -249,16 +249,14 @@ def _wrong_names(given: Mapping[str, Any], wanted: Mapping[str, Any], *, what: s
 
 
 def _check(name: str, array: Any, spec: TensorSpec) -> None:
-    have = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
+    have = f"{array.dtype} [{show_shape(array.shape)}]" if isinstance(array, np.ndarray) else type(array).__name__
     fits = (
         isinstance(array, np.ndarray)
         and (array.dtype == spec.dtype or (spec.dtype == "str" and array.dtype.kind in "OSU"))
-        and len(array.shape) == len(spec.shape)
-        and all(want is None or want == size for want, size in zip(spec.shape, array.shape, strict=True))
+        and spec.fits(array.shape)
     )
     if not fits:
-        want = f"{spec.dtype} [{', '.join('?' if size is None else str(size) for size in spec.shape)}]"
-        raise BackendError(f"input {name!r} is {have}, the model takes {want}")
+        raise BackendError(f"input {name!r} is {have}, the model takes {spec.dtype} [{show_shape(spec.shape)}]")
 
 
 def _spec(node: Any) -> TensorSpec:

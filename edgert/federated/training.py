@@ -16,7 +16,7 @@ from edgert.errors import CheckError, SamplesError
 from edgert.federated.plan import LocalTraining
 from edgert.manifest import Training
 from edgert.samples import Samples
-from edgert.values import Feeds, TensorSpec, Weights
+from edgert.values import Feeds, TensorSpec, Weights, show_shape
 
 __all__ = ["Trained", "train"]
 
@@ -134,13 +134,9 @@ def _fitted(samples: Samples, spec: TensorSpec) -> NDArray[Any]:
     array = samples.inputs[spec.name]
     whole = array.ndim == len(spec.shape) + 1 and array.shape[1] == 1
     row = array.reshape(len(array), *array.shape[2:]) if whole else array
-    fits = row.ndim == len(spec.shape) and all(
-        want is None or want == have for want, have in zip(spec.shape[1:], row.shape[1:], strict=True)
-    )
-    if not fits:
-        want = "x".join("?" if size is None else str(size) for size in spec.shape)
+    if not TensorSpec(spec.name, spec.dtype, (None, *spec.shape[1:])[: len(spec.shape)]).fits(row.shape):
         raise SamplesError(
-            f"samples {spec.name!r} have shape {array.shape}, the model's input is {want}",
+            f"samples {spec.name!r} have shape {array.shape}, the model's input is {show_shape(spec.shape)}",
             hint="first axis = samples, each row one example",
         )
     return row.astype(np.dtype(spec.dtype), copy=False)

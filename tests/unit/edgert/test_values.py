@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgert.values import DIGEST_PATTERN, canonical_json, digest, digest_file, is_name
+from edgert.values import DIGEST_PATTERN, TensorSpec, canonical_json, digest, digest_file, is_name, show_shape
 
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -51,3 +51,11 @@ def test_plain_words_are_names(text: str) -> None:
 )
 def test_what_is_unsafe_in_a_path_or_topic_is_no_name(text: str) -> None:
     assert not is_name(text)
+
+
+def test_a_shape_fits_where_rank_and_fixed_sizes_agree() -> None:
+    spec = TensorSpec("x", "float32", (None, 3))
+    assert spec.fits((1, 3))
+    assert spec.fits((7, 3))
+    assert not any(map(spec.fits, [(1, 4), (3,), (1, 1, 3), ()]))
+    assert (show_shape(spec.shape), show_shape(())) == ("?x3", "scalar")
