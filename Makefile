@@ -43,16 +43,19 @@ system: ## install the system packages that the tests use
 
 clean: ## remove every environment and cache
 	rm -rf .venv .venv-tflite .venv-torch .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.ready-demo: $(VENV)/bin/python pyproject.toml .ci/constraints.txt
+	@echo "installing into $(VENV), about a minute ..." >&2
 	$(RUN)/python $(INSTALL) -c .ci/constraints.txt hatchling editables
 	$(RUN)/python $(INSTALL) -c .ci/constraints.txt --no-build-isolation -e ".[demo]"
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready-demo
+	@echo "installing the tools of development into $(VENV) ..." >&2
 	$(RUN)/python $(INSTALL) -c .ci/constraints.txt --no-build-isolation -e ".[dev]"
 	@touch $@
 
