@@ -116,7 +116,7 @@ class Bundle:
             ) from e
         named = {artifact.digest: artifact.size_bytes for artifact in manifest.artifacts}
         if named != {layer.digest: layer.size for layer in image.layers}:
-            raise BundleError(f"bundle {image_digest}: manifest and layers disagree")
+            raise BundleError(f"bundle {image_digest}: manifest and layers disagree", hint="fetch the bundle again")
         return cls(image_digest, manifest, blobs)
 
     def read(self, artifact: Artifact) -> bytes:
@@ -140,7 +140,10 @@ class Bundle:
         """
         artifact = self.manifest.artifact(role)
         if artifact is None:
-            raise BundleError(f"bundle of {self.manifest.model} has no artifact of role {role!r}")
+            raise BundleError(
+                f"bundle of {self.manifest.model} has no artifact of role {role!r}",
+                hint="`edgert inspect` shows what it holds; `edgert convert --train` adds a training graph",
+            )
         return artifact
 
     def unpack(self, folder: Path) -> list[Path]:
@@ -179,7 +182,7 @@ def parse_image(data: bytes) -> Image:
     except ValidationError as e:
         raise BundleError(f"not an OCI image manifest: {explain(e)}") from e
     if image.config.media_type != _MANIFEST_TYPE:
-        raise BundleError(f"not an EdgeRT bundle: its config is {image.config.media_type}")
+        raise BundleError(f"not an EdgeRT bundle: its config is {image.config.media_type}", hint=_HINT)
     return image
 
 

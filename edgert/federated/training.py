@@ -147,7 +147,10 @@ def _labels(training: Training, samples: Samples) -> NDArray[np.int64]:
     if labels is None or not len(labels):
         raise SamplesError("the samples have no labels to learn from", hint="add an array 'labels' [samples]")
     if labels.shape != (len(samples),) or labels.dtype.kind not in "iu":
-        raise SamplesError(f"labels must be whole numbers [samples], not {labels.dtype} {list(labels.shape)}")
+        raise SamplesError(
+            f"labels must be whole numbers [samples], not {labels.dtype} {list(labels.shape)}",
+            hint="give the number of the right class for each sample",
+        )
     if labels.min() < 0 or (training.classes is not None and labels.max() >= training.classes):
         raise SamplesError(
             f"labels go from {labels.min()} to {labels.max()}, the model has {training.classes or 'other'} classes",

@@ -82,3 +82,18 @@ def test_what_the_child_started_dies_with_it() -> None:
 def test_a_program_that_does_not_exist_is_an_error() -> None:
     with pytest.raises(TrialError, match="cannot start"):
         converse(["/nowhere/python"], b"", timeout_s=1)
+
+
+def test_only_answers_reach_private_standard_output_and_the_environment_is_the_given_one() -> None:
+    program = """
+import os
+from edgert import watch
+answers = watch.private_stdout()
+print("noise of a library")
+os.write(1, b"noise of native code")
+answers.write(os.environ["WORD"])
+answers.flush()
+"""
+    environment = {**os.environ, "WORD": "answer"}
+    ended = converse([sys.executable, "-P", "-c", program], b"", timeout_s=60, environment=environment)
+    assert (ended.said, ended.trouble) == (b"answer", "")
