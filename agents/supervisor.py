@@ -6,6 +6,7 @@ The box answers from its active slots before the broker is looked for, and goes 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 
@@ -26,7 +27,7 @@ from edgert.clock import Clock
 from edgert.errors import EdgeRTError, StoreError
 from edgert.profiles import Profile
 from edgert.serving.worker import Worker
-from edgert.store import SlotName, Store
+from edgert.store import Slot, SlotName, Store
 from edgert.wire import topics
 from edgert.wire.transports.base import Delivery
 from edgert.wire.twin import Desired, Reported
@@ -36,6 +37,7 @@ __all__ = ["Supervisor"]
 logger = logging.getLogger(__name__)
 
 _RESTART_S = 5.0
+_SLOTS: tuple[SlotName, ...] = ("A", "B")
 
 
 class Supervisor:
@@ -210,9 +212,20 @@ class Supervisor:
                 await self._make_active(model, answers)
 
     def _proven_slot(self, model: str) -> SlotName:
-        """The slot that answered last, by the journal of the model's update; A when it does not say."""
+        """The slot that answered last, by the journal of the model's update; the older when it does not say."""
         state = self._updates.states().get(model, State(model=model))
-        return (state.slot if state.phase in ("IDLE", "COMMIT") else state.back) or "A"
+        settled = state.phase in ("IDLE", "COMMIT")
+        if state.back is not None and not settled:
+            return state.back
+        slots: dict[SlotName, Slot] = {}
+        for name in _SLOTS:
+            with suppress(StoreError):
+                slot = self._store.slot(model, name)
+                slots |= {} if slot is None else {name: slot}
+        for name, slot in slots.items():
+            if settled and state.assignment is not None and state.assignment.digest == slot.digest:
+                return name
+        return min(slots, key=lambda name: slots[name].version, default="A")
 
     async def _make_active(self, model: str, name: SlotName) -> None:
         try:

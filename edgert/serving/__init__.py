@@ -3,6 +3,7 @@
 ::
 
     worker    the supervisor half: listening socket, child process, restarts   (light: no web framework, no runtime)
+    process   the child as the supervisor sees it: started, asked, listened to, ended
     control   what the two halves say to each other
     child     the inference process: control loop and HTTP server
     app       HTTP routes            hosts    which Host and Origin headers are welcome       openapi  the API in words

@@ -26,7 +26,7 @@ __all__ = ["STATUS", "build", "routes"]
 
 logger = logging.getLogger(__name__)
 
-BODY_TIMEOUT_S: Final = 60.0
+_BODY_TIMEOUT_S: Final = 60.0
 STATUS: Final[tuple[tuple[type[EdgeRTError], int], ...]] = (
     (RefusedError, 403),
     (UsageError, 404),  # there is no such model or version
@@ -138,10 +138,10 @@ async def _infer(plane: Dataplane, model: str, version: str | None, request: Req
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         return _problem(415, "compressed bodies are not supported", "send the body without Content-Encoding")
     try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
+        async with asyncio.timeout(_BODY_TIMEOUT_S):
             body = await _read(request, limit)
     except TimeoutError:
-        return _problem(408, f"the body did not arrive within {BODY_TIMEOUT_S:.0f} s", "send it again")
+        return _problem(408, f"the body did not arrive within {_BODY_TIMEOUT_S:.0f} s", "send it again")
     if body is None:
         return _problem(413, f"the body is longer than {limit} bytes", "send fewer samples at once, or binary tensors")
     encoded = await plane.infer(model, version, body, request.headers.get(HEADER_LENGTH))

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-__all__ = ["HostGuard", "host_of", "origin_host"]
+__all__ = ["Application", "HostGuard", "Receive", "Scope", "Send", "host_of", "origin_host"]
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

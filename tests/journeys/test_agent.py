@@ -7,11 +7,16 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from agents import status
 from edgert.wire.twin import ModelState
+from ota.operations.actor import local_operator
+from ota.operations.release import publish
+from ota.operations.spread import rollout_start, rollout_status
 from tests.support.broker import free_port
 from tests.support.models import bundle_file
 from tests.support.stand import Stand, VerbError, run_verb, until
@@ -27,6 +32,8 @@ class _Yard:
     def __init__(self, stand: Stand) -> None:
         self.stand = stand
         self.port = free_port()
+        self._bundles = 0
+        self._rollout = 0
 
     def start(self) -> None:
         stand = self.stand
@@ -43,68 +50,104 @@ class _Yard:
         except (urllib.error.URLError, OSError):
             return 0
 
-    def release(self, version: int, *, shift: float = 0.0) -> None:
-        """Publish and roll out; a `shift` of the golden outputs makes the trial fail."""
-        path = bundle_file(self.stand.folder / f"{version}.edgert", tolerance=version * 1e-4, shift=shift)
-        run_verb("ota", "publish", self.stand.home, path, "--no-source")
-        run_verb("ota", "rollout", self.stand.home, "--model", _MODEL)
+    def release(self, *, shift: float = 0.0) -> int:
+        """Publish a new bundle and roll it out; a `shift` of the golden outputs makes the trial fail."""
+        self._bundles += 1
+        path = self.stand.folder / f"{self._bundles}.edgert"
+        bundle_file(path, tolerance=self._bundles * 1e-4, shift=shift)
+        version = int(publish(self.stand.fleet, local_operator(), [path], without_source=True)["version"])
+        self._rollout = rollout_start(self.stand.fleet, local_operator(), _MODEL, version=version)["rollout"]
+        return version
+
+    def rollout(self) -> str:
+        """Where the last rollout stands."""
+        return str(rollout_status(self.stand.fleet, local_operator(), self._rollout)["status"])
 
     def status(self) -> ModelState:
         """What the box says of itself, read from its folder."""
-        models = run_verb("agent", "status", "--state", self.stand.state(_BOX))["models"]
-        return ModelState.model_validate(models[_MODEL])
+        return status.read(self.stand.state(_BOX)).models[_MODEL]
+
+    @contextmanager
+    def no_broker(self) -> Iterator[None]:
+        """Without a broker for as long as the block takes."""
+        assert self.stand.broker is not None
+        self.stand.broker.stop()
+        try:
+            yield
+        finally:
+            self.stand.broker.start()
 
 
 @pytest.fixture(scope="module")
-def yard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Yard]:
+def fenced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Yard]:
     with Stand(tmp_path_factory.mktemp("agent")) as stand:
         stand.up(free_port())
         yard = _Yard(stand)
         yard.start()
         until("the box to enrol", lambda: stand.device(_BOX))
-        yard.release(1)
-        until("the first release to answer", lambda: yard.answers() == 1)
+        yard.release()
         yield yard
 
 
+@pytest.fixture
+def yard(fenced: _Yard) -> _Yard:
+    """The box runs, answers, and nothing is under way, whatever the test before left."""
+    if not fenced.stand.runs(_BOX):
+        fenced.start()
+    until("the last rollout to end", lambda: fenced.rollout() in ("DONE", "HALTED"))
+    until("the box to answer", fenced.answers)
+    return fenced
+
+
 def test_a_bundle_that_fails_its_trial_never_answers(yard: _Yard) -> None:
-    yard.release(2, shift=1.0)
-    until("the trial to fail", lambda: "the trial of tiny 2 failed (golden)" in yard.stand.log(_BOX))
-    until(
-        "the server to know", lambda: "ROLLBACK" in yard.stand.log(_BOX) and yard.status().phase in ("IDLE", "FAILED")
-    )
-    assert yard.answers() == yard.status().version == 1
+    before = yard.answers()
+    version = yard.release(shift=1.0)
+    until("the trial to fail", lambda: f"the trial of tiny {version} failed (golden)" in yard.stand.log(_BOX))
+    until("the server to know", lambda: yard.rollout() == "HALTED" and yard.status().phase in ("IDLE", "FAILED"))
+    assert yard.answers() == yard.status().version == before
 
 
 def test_without_a_broker_the_box_answers_and_catches_up_later(yard: _Yard) -> None:
-    stand = yard.stand
-    assert stand.broker is not None
+    stand, before = yard.stand, yard.answers()
     assert stand.stop(_BOX) == 0
     assert not yard.answers()
-    stand.broker.stop()
-    yard.start()
-    until("the box to answer without a broker", lambda: yard.answers() == 1)
-    stand.broker.start()
-    until("the box to come back", lambda: stand.device(_BOX).get("online"))
-    yard.release(3)
-    until("the release", lambda: yard.answers() == 3)
+    with yard.no_broker():
+        yard.start()
+        until("the box to answer without a broker", lambda: yard.answers() == before)
+    version = yard.release()
+    until("the release", lambda: yard.answers() == version)
 
 
 def test_the_operator_takes_a_version_back_without_network_and_the_box_keeps_to_it(yard: _Yard) -> None:
-    stand = yard.stand
-    assert stand.broker is not None
-    until("the release before", lambda: yard.answers() == 3 and yard.status().phase == "IDLE")
-    stand.broker.stop()
-    back = run_verb("agent", "rollback", "--state", stand.state(_BOX), "--model", _MODEL)
-    assert (back["version"], yard.answers()) == (1, 1)
-    assert stand.stop(_BOX, signal.SIGKILL) == -signal.SIGKILL
-    yard.start()
-    until("the box to answer after the restart", lambda: yard.answers() == 1)
-    stand.broker.start()
-    until("the server to know", lambda: stand.model(_BOX, _MODEL).get("version") == 1)
+    stand, before = yard.stand, yard.answers()
+    version = yard.release()
+    until("the release", lambda: yard.answers() == version and yard.rollout() == "DONE")
+    with yard.no_broker():
+        back = run_verb("agent", "rollback", "--state", stand.state(_BOX), "--model", _MODEL)
+        assert (back["version"], yard.answers()) == (before, before)
+        assert stand.stop(_BOX, signal.SIGKILL) == -signal.SIGKILL
+        yard.start()
+        until("the box to answer after the restart", lambda: yard.answers() == before)
+    until("the server to know", lambda: stand.model(_BOX, _MODEL).get("version") == before)
     state = yard.status()
-    assert (state.version, state.phase) == (1, "FAILED")
-    assert "taken back from version 3 to 1" in state.error
+    assert (state.version, state.phase) == (before, "FAILED")
+    assert f"taken back from version {version} to {before}" in state.error
+
+
+@pytest.mark.parametrize("damaged", ["the pointer", "the slot it names"])
+def test_a_box_answers_after_a_restart_with_a_damaged_store(yard: _Yard, damaged: str) -> None:
+    folder = yard.stand.state(_BOX) / "store" / "models" / _MODEL
+    before = yard.release()
+    until("a second version", lambda: yard.answers() == before and yard.rollout() == "DONE")
+    assert yard.stand.stop(_BOX) == 0
+    pointer = folder / "active"
+    broken = pointer if damaged == "the pointer" else folder / f"{pointer.read_text()}.json"
+    broken.write_bytes(b"{torn")
+    yard.start()
+    until("the box to answer", yard.answers)
+    assert (yard.answers() == before) == (broken == pointer), "without its slot, the version before answers"
+    version = yard.release()
+    until("the next release", lambda: yard.answers() == version and yard.rollout() == "DONE")
 
 
 def test_a_second_agent_on_the_same_folder_is_refused(yard: _Yard) -> None:
@@ -130,14 +173,11 @@ def test_a_busy_port_is_said_and_nothing_is_left(yard: _Yard, tmp_path: Path) ->
 
 
 def test_a_model_that_dies_in_the_inference_process_comes_back(yard: _Yard) -> None:
-    children = [int(word) for word in Path(f"/proc/{_pid(yard)}/task/{_pid(yard)}/children").read_text().split()]
+    pid = yard.stand.pid(_BOX)
+    children = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     for child in children:
         os.kill(child, signal.SIGKILL)
     until("the inference process to come back", yard.answers)
-
-
-def _pid(yard: _Yard) -> int:
-    return yard.stand._children[_BOX].pid
 
 
 def test_the_agent_stops_in_order(yard: _Yard) -> None:

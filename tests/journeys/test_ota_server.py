@@ -38,7 +38,7 @@ from tests.support.fleet import RawBox, broker_of, bundle_file, claim, connected
 from tests.support.loop import run
 from tests.support.stand import until
 
-pytestmark = pytest.mark.journey
+pytestmark = [pytest.mark.journey, pytest.mark.xdist_group("ota-server")]
 ACTOR = local_operator()
 
 

@@ -11,6 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from ota.fleet import Fleet
+from ota.operations.actor import local_operator
+from ota.operations.enrol import claims_new, devices_list
 from tests.support.broker import Mosquitto
 
 __all__ = ["Stand", "VerbError", "run_verb", "until"]
@@ -61,6 +64,7 @@ class Stand:
         self.folder = folder
         self.home = folder / "fleet"
         self.broker: Mosquitto | None = None
+        self._fleet: Fleet | None = None
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Self:
@@ -71,6 +75,15 @@ class Stand:
             self.stop(name)
         if self.broker is not None:
             self.broker.stop()
+        if self._fleet is not None:
+            self._fleet.close()
+
+    @property
+    def fleet(self) -> Fleet:
+        """The fleet's home, opened in this process: what the verbs of the operator work with."""
+        if self._fleet is None:
+            self._fleet = Fleet.open(self.home)
+        return self._fleet
 
     def up(self, port: int) -> None:
         """Make the fleet, start its broker and its server."""
@@ -101,6 +114,14 @@ class Stand:
             child.kill()
             return child.wait()
 
+    def runs(self, name: str) -> bool:
+        """Whether a child was started and has not ended."""
+        return name in self._children and self._children[name].poll() is None
+
+    def pid(self, name: str) -> int:
+        """Process id of a child."""
+        return self._children[name].pid
+
     def log(self, name: str) -> str:
         """What a child wrote so far."""
         return (self.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace")
@@ -113,7 +134,7 @@ class Stand:
         """An enrolment kit for a device, made when it is not there yet."""
         kit = self.folder / "kits" / device
         if not kit.exists():
-            run_verb("ota", "claims", "new", self.home, "--device", device, "-o", kit)
+            claims_new(self.fleet, local_operator(), device, kit)
         return kit
 
     def agent(self, device: str, *options: object) -> None:
@@ -123,7 +144,7 @@ class Stand:
 
     def device(self, device: str) -> dict[str, Any]:
         """What the server knows about a device; empty before it was seen."""
-        rows = run_verb("ota", "devices", self.home)["devices"]
+        rows = devices_list(self.fleet, local_operator())
         return next((row for row in rows if row["device"] == device), {})
 
     def model(self, device: str, model: str) -> dict[str, Any]:
