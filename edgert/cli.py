@@ -5,6 +5,7 @@ object), everything else to standard error. An error is one line ``error:`` and,
 """
 
 import json
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -86,6 +87,9 @@ def progress(text: str, total: float | None = None) -> Iterator[Advance]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    if arguments is None:
+        for number in (signal.SIGTERM, signal.SIGHUP):  # whatever ends us, temporary folders and children go first
+            signal.signal(number, _interrupted)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in arguments
     try:
@@ -95,12 +99,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EdgeRTError as e:
         return _report(e.message, e.hint, _exit_code(e), as_json)
     except typer.Exit as e:
-        return e.exit_code
+        return _report("stopped", "", 130, as_json) if e.exit_code == 130 else e.exit_code
     except (typer.Abort, KeyboardInterrupt):
         return _report("stopped", "", 130, as_json)
     except BrokenPipeError:
         sys.stdout = None  # nobody reads it any more: let the interpreter not try to flush it
         return 1
+    except OSError as e:
+        what = f"{e.filename}: {e.strerror}" if e.filename else str(e)
+        return _report(what, "check the path, its permissions and the room on the disk", 1, as_json)
     except Exception as e:
         usage = getattr(e, "format_message", None)
         if usage is None:
@@ -108,7 +115,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if type(e).__name__ == "NoArgsIsHelpError":  # a group without a verb: its help, and nothing to complain about
             sys.stdout.write(usage() + "\n")
             return 2
-        return _report(usage(), "see `edgert --help` or the verb's own --help", 2, as_json)
+        verb = getattr(getattr(e, "ctx", None), "command_path", "edgert")
+        return _report(usage(), f"see `{verb} --help`", 2, as_json)
+
+
+def _interrupted(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 @cache

@@ -92,9 +92,10 @@ def _serve(
     """Run the fleet's server until it is stopped (SIGTERM or Ctrl-C)."""
     from edgert import logs
     from ota import server
+    from ota.config import held
 
     logs.setup(log_level, process="ota")
-    with _opened(home) as fleet:
+    with _opened(home) as fleet, held(fleet.home.root, "server"):
         asyncio.run(_until_signal(fleet, server.make_transport(fleet.home)))
 
 
@@ -105,6 +106,16 @@ async def _until_signal(fleet: "Fleet", transport: Any) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     await server.serve(fleet, transport, stop)
+
+
+def _server_runs(home: Path) -> bool:
+    """Whether the fleet's server runs; says so on standard error when it does not: nothing reaches a box without it."""
+    from ota.config import is_held
+
+    running = is_held(home, "server")
+    if not running:
+        stderr.print(f"note: the server of this fleet is not running; start it with: edgert ota serve {home}")
+    return running
 
 
 @_ota.command("publish")
@@ -148,6 +159,7 @@ def _rollout(
     from ota.operations.spread import rollout_start
 
     names = [name.strip() for name in devices.split(",") if name.strip()]
+    _server_runs(home)
     with _opened(home) as fleet:
         result = rollout_start(fleet, local_operator(), model, version=version, names=names, strategy=strategy)
         if wait:
@@ -213,6 +225,7 @@ def _devices(home: HomeArgument, as_json: JsonFlag = False) -> None:
         rows = devices_list(fleet, local_operator())
     if emit({"devices": rows}, as_json):
         return
+    running = _server_runs(home)
     shown = table("device", "profile", "online", "model", "version", "phase", "endpoint", "error")
     for row in rows:
         for model in sorted(row["models"].keys() | row["desired"].keys()) or [""]:
@@ -220,7 +233,7 @@ def _devices(home: HomeArgument, as_json: JsonFlag = False) -> None:
             installed, wanted = state.get("version", 0), row["desired"].get(model, 0)
             version = f"{installed or '-'}" if installed == wanted or not wanted else f"{installed or '-'} -> {wanted}"
             shown.add_row(
-                row["device"], row["profile"], "yes" if row["online"] else "no", model, version,
+                row["device"], row["profile"], ("yes" if row["online"] else "no") if running else "?", model, version,
                 state.get("phase", ""), row["endpoint"], state.get("error", ""),
             )  # fmt: skip
     stdout.print(shown)
@@ -281,6 +294,7 @@ def _federate_start(
     from ota.operations.actor import local_operator
     from ota.operations.learn import federate_start, local_training
 
+    _server_runs(home)
     local = local_training(epochs=epochs, learning_rate=learning_rate, momentum=momentum)
     with _opened(home) as fleet:
         result = federate_start(
@@ -303,6 +317,7 @@ def _federate_start(
         stdout.print(f"job {result['job']}: {result['phase']}")
         if result["version"]:
             stdout.print(f"  {model} version {result['version']}, accuracy {result['accuracy']:.4f}")
+            stdout.print(f"  it rolls out: see edgert ota devices {home}")
 
 
 def _wait_for_job(fleet: "Fleet", result: _Row) -> _Row:

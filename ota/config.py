@@ -26,7 +26,7 @@ from edgert.config import explain, read
 from edgert.errors import ConfigError, UsageError
 from edgert.files import write_durable
 
-__all__ = ["Home", "Settings", "locked"]
+__all__ = ["Home", "Settings", "held", "is_held", "locked"]
 
 
 class Settings(BaseModel):
@@ -160,6 +160,32 @@ class Home:
     def database(self) -> Path:
         """The database file."""
         return self.root / "fleet.db"
+
+
+@contextmanager
+def held(home: Path, name: str) -> Iterator[None]:
+    """Hold the lock `name` of a home for as long as the block runs; another process shows by it that it is there.
+
+    Raises:
+        UsageError: another process holds it.
+    """
+    import fcntl
+
+    with (home / f".{name}.lock").open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise UsageError(f"the {name} of the fleet {home} is running already", hint="stop it first") from e
+        yield
+
+
+def is_held(home: Path, name: str) -> bool:
+    """Whether a process holds the lock `name` of a home now."""
+    try:
+        with held(home, name):
+            return False
+    except UsageError:
+        return True
 
 
 @contextmanager

@@ -91,10 +91,13 @@ def create(root: Path, settings: Settings, clock: Clock) -> Fleet:
         raise UsageError(f"{root} is not empty", hint="give a new folder")
     user = broker.choose_user(settings.broker_user, root)
     home = Home(root.resolve(), settings.model_copy(update={"broker_user": user}))
-    home.root.mkdir(parents=True, exist_ok=True)
-    home.root.chmod(0o700 if user in ("", "root") else 0o711)
-    for name in _PRIVATE:
-        (home.root / name).mkdir(parents=True, mode=0o700)
+    try:
+        home.root.mkdir(parents=True, exist_ok=True)
+        home.root.chmod(0o700 if user in ("", "root") else 0o711)
+        for name in _PRIVATE:
+            (home.root / name).mkdir(parents=True, mode=0o700)
+    except OSError as e:
+        raise StoreError(f"cannot make {home.root}: {e.strerror}", hint="give a folder that you may write") from e
     keys.create(home.keys)
     content = Repository(home, clock).create()
     Store(home.store).add(content)

@@ -155,8 +155,7 @@ class _Story:
         return self._measure(version, test)
 
     def _learn(self, test: Samples) -> float:
-        self._say("one federated round: the devices train on their own digits, the server averages what they learned,")
-        self._say("converts it with the same recipe, checks it, signs release 3 and rolls it out")
+        self._say("one federated round: train on the devices, average, convert with the same recipe, check, release 3")
         options = ("--participants", str(len(DEVICES)), "--rounds", "1", "--epochs", "5", "--learning-rate", "0.02")
         self._processes.verb("federate", "start", self._home, "--model", MODEL, *options, "--wait")
         return self._measure(_FEDERATED, test)

@@ -26,7 +26,7 @@ def test_the_walk_through_of_the_readme_runs_as_written() -> None:
     walk = "\n".join(block for block in _blocks(_ROOT / "README.md") if not block.startswith("make "))
     script = f"set -eu\ntrap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT\n{walk}"
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"}
-    with tempfile.TemporaryDirectory(prefix="edgert-readme-") as folder:
+    with tempfile.TemporaryDirectory(prefix="edgert-readme-", dir="/tmp") as folder:
         Path(folder).chmod(0o755)  # the broker started by root becomes another user, who must reach its files
         done = subprocess.run(
             ["bash", "-c", script],
