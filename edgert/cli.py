@@ -26,8 +26,8 @@ from edgert.errors import EdgeRTError, RefusedError, UsageError
 
 __all__ = ["JsonFlag", "app", "emit", "main", "progress", "stderr", "stdout", "table"]
 
-stdout = Console(soft_wrap=True, highlight=False)
-stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+stdout = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+stderr = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
@@ -71,7 +71,7 @@ def progress(text: str, total: float | None = None) -> Iterator[Advance]:
     """A progress bar with time left on standard error (a spinner while `total` is unknown)."""
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -180,9 +180,11 @@ def _builder(subject: x509.Name, now: datetime, days: int) -> x509.CertificateBu
 def _checked(request: bytes) -> x509.CertificateSigningRequest:
     try:
         parsed = x509.load_pem_x509_csr(request)
-    except ValueError as e:
-        raise RefusedError("not a certificate request") from e
-    if not parsed.is_signature_valid:
+        parsed.public_key()
+        fits = parsed.is_signature_valid
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as e:
+        raise RefusedError("not a certificate request", hint="send a request for an ECDSA P-256 key") from e
+    if not fits:
         raise RefusedError("the signature of the certificate request does not fit its key")
     return parsed
 

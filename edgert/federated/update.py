@@ -48,13 +48,17 @@ def moved(weights: Weights, delta: Weights) -> Weights:
     return {name: np.asarray(value + delta[name], np.float32) for name, value in weights.items()}
 
 
-def unpack_weights(data: bytes) -> Weights:
+def unpack_weights(data: bytes, limit_bytes: int | None = None) -> Weights:
     """The weights or differences in an ``.npz`` file.
+
+    Args:
+        limit_bytes: refuse a file that would unpack to more; None = the limit of `load_arrays`.
 
     Raises:
         SamplesError: not an ``.npz`` file, or not float32.
     """
-    arrays = load_arrays(io.BytesIO(data))
+    limit = {} if limit_bytes is None else {"limit_bytes": limit_bytes}
+    arrays = load_arrays(io.BytesIO(data), **limit)
     if any(array.dtype != np.float32 for array in arrays.values()):
         raise SamplesError("weights must be float32", hint="save them with numpy.savez as float32 arrays")
     return arrays

@@ -11,7 +11,7 @@ from pydantic import AwareDatetime, Field
 
 from edgert.errors import RefusedError
 from edgert.manifest import Digest, Name
-from edgert.wire.messages.base import Message
+from edgert.wire.messages.base import Count, Message, Text
 
 __all__ = ["Assignment", "Desired", "ModelState", "Phase", "Reported", "accept"]
 
@@ -33,10 +33,10 @@ class Assignment(Message):
     """
 
     model: Name
-    version: int = Field(ge=1)
+    version: Count = Field(ge=1)
     target: str = Field(max_length=300)
     digest: Digest
-    size_bytes: int = Field(ge=1, le=4 << 20)
+    size_bytes: Count = Field(ge=1, le=4 << 20)
 
 
 class Desired(Message):
@@ -50,7 +50,7 @@ class Desired(Message):
     """
 
     device: Name
-    revision: int = Field(ge=1)
+    revision: Count = Field(ge=1)
     issued: AwareDatetime
     expires: AwareDatetime
     models: tuple[Assignment, ...]
@@ -67,13 +67,13 @@ class ModelState(Message):
         error, hint: why the last update failed; empty when it did not.
     """
 
-    version: int = 0
+    version: Count = 0
     digest: Digest | None = None
     slot: Literal["A", "B", ""] = ""
     phase: Phase = "IDLE"
-    target_version: int = 0
-    error: str = ""
-    hint: str = ""
+    target_version: Count = 0
+    error: Text = ""
+    hint: Text = ""
 
 
 class Reported(Message):
@@ -88,14 +88,14 @@ class Reported(Message):
     """
 
     device: Name
-    agent: str
+    agent: Text
     profile: Name
-    revision: int = 0
-    endpoint: str = ""
+    revision: Count = 0
+    endpoint: Text = ""
     models: dict[Name, ModelState] = Field(default_factory=dict)
-    free_bytes: int = 0
-    received_bytes: int = 0
-    sent_bytes: int = 0
+    free_bytes: Count = 0
+    received_bytes: Count = 0
+    sent_bytes: Count = 0
 
 
 def accept(desired: Desired, *, device: str, revision: int, now: datetime) -> Desired:

@@ -40,7 +40,7 @@ def _demo(
         def say(line: str) -> None:
             nonlocal step
             step += 1
-            stderr.print(f"[dim]{step:2}[/dim] {line}")
+            stderr.print(f"{step:2} {line}")
 
         outcome = tell(folder.absolute(), say, embedded=embedded, stack=stack)
         if not emit(outcome.as_dict(), as_json):

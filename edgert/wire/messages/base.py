@@ -1,15 +1,28 @@
 """What all messages share: JSON, a format number, unknown fields ignored (they come from machines)."""
 
-from typing import Literal, Self
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from edgert.config import explain
 from edgert.errors import MessageError
 
-__all__ = ["LIMIT_BYTES", "Message"]
+__all__ = ["LIMIT_BYTES", "Count", "Message", "Text"]
 
-LIMIT_BYTES = 64 << 10
+LIMIT_BYTES: Final = 64 << 10
+_TEXT_LIMIT: Final = 2000
+
+
+def _printable(text: str) -> str:
+    return "".join(sign if sign.isprintable() else " " for sign in text[:_TEXT_LIMIT])
+
+
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+"""A number that fits a database column."""
+
+Text = Annotated[str, AfterValidator(_printable)]
+"""Words for people: cut after 2000 characters, control characters become spaces, so that a log or a terminal can show
+what another machine says."""
 
 
 class Message(BaseModel):

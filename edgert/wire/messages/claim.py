@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from edgert.manifest import Name
-from edgert.wire.messages.base import Message
+from edgert.wire.messages.base import Message, Text
 
 __all__ = ["ClaimReply", "ClaimRequest"]
 
@@ -26,5 +26,5 @@ class ClaimReply(Message):
 
     device: str = ""
     certificate: str = ""
-    error: str = ""
-    hint: str = ""
+    error: Text = ""
+    hint: Text = ""

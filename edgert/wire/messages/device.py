@@ -7,7 +7,7 @@ Down: an envelope around :class:`~edgert.wire.twin.Desired` (retained). Up: :cla
 from pydantic import Field
 
 from edgert.manifest import Name
-from edgert.wire.messages.base import Message
+from edgert.wire.messages.base import Count, Message, Text
 from edgert.wire.twin import Phase
 
 __all__ = ["Event", "Online"]
@@ -31,10 +31,10 @@ class Event(Message):
     """
 
     model: Name
-    version: int = Field(ge=0)
-    revision: int = Field(ge=0)
+    version: Count = Field(ge=0)
+    revision: Count = Field(ge=0)
     phase: Phase
-    done_bytes: int = 0
-    total_bytes: int = 0
-    error: str = ""
-    hint: str = ""
+    done_bytes: Count = 0
+    total_bytes: Count = 0
+    error: Text = ""
+    hint: Text = ""

@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from edgert.errors import MessageError
 from edgert.manifest import Digest, Name
-from edgert.wire.messages.base import LIMIT_BYTES, Message
+from edgert.wire.messages.base import LIMIT_BYTES, Count, Message, Text
 
 __all__ = ["Decline", "Down", "Invite", "Join", "Offer", "RoundOver", "Up", "decode_down", "decode_up"]
 
@@ -21,7 +21,7 @@ class Join(Message):
 
     kind: Literal["join"] = "join"
     job: Name
-    examples: int = Field(ge=1)
+    examples: Count = Field(ge=1)
 
 
 class Invite(Message):
@@ -36,9 +36,9 @@ class Invite(Message):
 
     kind: Literal["invite"] = "invite"
     job: Name
-    round: int = Field(ge=1)
+    round: Count = Field(ge=1)
     weights: Digest
-    weights_bytes: int = Field(ge=1)
+    weights_bytes: Count = Field(ge=1)
     deadline_s: float = Field(gt=0)
 
 
@@ -54,10 +54,10 @@ class Offer(Message):
 
     kind: Literal["offer"] = "offer"
     job: Name
-    round: int = Field(ge=1)
+    round: Count = Field(ge=1)
     update: Digest
-    update_bytes: int = Field(ge=1)
-    examples: int = Field(ge=1)
+    update_bytes: Count = Field(ge=1)
+    examples: Count = Field(ge=1)
     loss: float = Field(allow_inf_nan=False)
 
 
@@ -66,8 +66,8 @@ class Decline(Message):
 
     kind: Literal["decline"] = "decline"
     job: Name
-    round: int = Field(ge=1)
-    reason: str = Field(max_length=300)
+    round: Count = Field(ge=1)
+    reason: Text
 
 
 class RoundOver(Message):
@@ -75,7 +75,7 @@ class RoundOver(Message):
 
     kind: Literal["over"] = "over"
     job: Name
-    round: int = Field(ge=1)
+    round: Count = Field(ge=1)
 
 
 Up = Annotated[Join | Offer | Decline, Field(discriminator="kind")]
