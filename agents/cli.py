@@ -1,6 +1,7 @@
 """Verbs of the command line: ``edgert agent run|enroll|status|rollback``."""
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -12,14 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgert.cli import JsonFlag, emit, stdout
-from edgert.errors import UsageError
+from edgert.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
     from agents.config import AgentConfig
     from agents.enroll import Identity
+    from agents.state import StateFolder
     from edgert.profiles import Profile
 
 __all__ = ["register"]
+
+logger = logging.getLogger(__name__)
 
 _agent = typer.Typer(
     name="agent",
@@ -147,7 +151,7 @@ async def _supervise(config: "AgentConfig", as_json: bool) -> None:
         if identity is None:
             return
         profile = _profile(config)
-        folder.remember(folder.memory().model_copy(update={"profile": profile.name}))
+        _note_profile(folder, profile.name)
         supervisor = Supervisor(
             config, folder, identity, profile=profile, transports=MqttTransport, clock=SystemClock()
         )
@@ -158,6 +162,17 @@ async def _supervise(config: "AgentConfig", as_json: bool) -> None:
             sys.stdout.flush()
 
         await supervisor.run(stop, ready)
+
+
+def _note_profile(folder: "StateFolder", name: str) -> None:
+    """Remember the kind of box for ``edgert agent status``; a disk that refuses must not keep the box from serving."""
+    memory = folder.memory()
+    if memory.profile == name:
+        return
+    try:
+        folder.remember(memory.model_copy(update={"profile": name}))
+    except StoreError as e:
+        logger.warning("the profile was not remembered: %s", e.message)
 
 
 async def _identity(config: "AgentConfig") -> "Identity":

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from agents.update.machine import State
 from edgert.clock import Clock
-from edgert.errors import EdgeRTError, FaultError, RefusedError
+from edgert.errors import EdgeRTError, FaultError, RefusedError, StoreError
 from edgert.files import write_durable
 from edgert.manifest import Name
 
@@ -63,13 +63,17 @@ class Control:
         self._revision = revision
 
     async def run(self) -> None:
-        """Answer requests until cancelled."""
-        for left in self._folder.iterdir():
-            left.unlink(missing_ok=True)
+        """Answer requests until cancelled.
+
+        Raises:
+            StoreError: the disk is full or read-only.
+        """
+        for left in self._folder.glob("*"):
+            _removed(left)
         while True:
             for path in sorted(self._folder.glob("*.request")):
                 answer = await self._answered(path)
-                path.unlink(missing_ok=True)
+                _removed(path)
                 await asyncio.to_thread(
                     write_durable, path.with_suffix(".answer"), answer.model_dump_json().encode(), mode=0o600
                 )
@@ -90,6 +94,13 @@ class Control:
             return Answer(error=e.message, hint=e.hint, refused=isinstance(e, RefusedError))
         logger.warning("%s: %s", request.model, state.error)
         return Answer()
+
+
+def _removed(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as e:
+        raise StoreError(f"cannot remove {path}: {e.strerror}", hint="check the disk and its permissions") from e
 
 
 def ask(folder: Path, request: Request, clock: Clock, pause: Callable[[float], None], deadline_s: float = 30) -> None:

@@ -34,9 +34,19 @@ class Offers:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.store = Store(folder / "store")
-        self._source = StoreSource(self.store)
+        self._store: Store | None = None
         self._records = {record.offer.job: record for record in map(_read, folder.glob("*.json")) if record}
+
+    @property
+    def store(self) -> Store:
+        """Of the updates, and of weights on their way here; made when first needed, for a disk may refuse.
+
+        Raises:
+            StoreError: the disk is full or read-only.
+        """
+        if self._store is None:
+            self._store = Store(self._folder / "store")
+        return self._store
 
     def all(self) -> list[Offer]:
         """Every offer that stands."""
@@ -75,8 +85,11 @@ class Offers:
         if record is None or (up_to is not None and record.offer.round > up_to):
             return
         del self._records[job]
-        self._path(job).unlink(missing_ok=True)
-        self.store.path(record.offer.update).unlink(missing_ok=True)
+        try:
+            self._path(job).unlink(missing_ok=True)
+            self.store.path(record.offer.update).unlink(missing_ok=True)
+        except (OSError, StoreError) as e:
+            logger.warning("the update of job %s stays on the disk: %s", job, e)
 
     def arrived(self, name: str) -> None:
         """The coordinator has that update."""
@@ -90,17 +103,36 @@ class Offers:
             if now >= record.expires:
                 self.drop(job)
 
+    def make_room(self, wanted: str) -> None:
+        """Remove what is neither on offer nor `wanted`: weights of earlier rounds, whole or on their way.
+
+        Args:
+            wanted: digest of the weights that are fetched next.
+
+        Raises:
+            StoreError: the disk is read-only.
+        """
+        store = self.store
+        keep = [wanted, *(record.offer.update for record in self._records.values())]
+        kept = {path.name for digest in keep for path in (store.path(digest), store.partial(digest))}
+        try:
+            for path in (*store.path(wanted).parent.iterdir(), *store.partial(wanted).parent.iterdir()):
+                if path.stem not in kept:
+                    path.unlink(missing_ok=True)
+        except OSError as e:
+            raise StoreError(f"cannot tidy {store.root}: {e.strerror}", hint="check the disk") from e
+
     # The source of uploads, see `edgert.wire.chunks.Source`
 
     def size(self, name: str) -> int | None:
         """Size in bytes of an offered update; None for everything else."""
-        return self._source.size(name) if self._offered(name) else None
+        return StoreSource(self.store).size(name) if self._offered(name) else None
 
     def read(self, name: str, offset: int, length: int) -> bytes:
         """A range of an offered update."""
         if not self._offered(name):
             raise StoreError("that is not on offer", hint="it may be of a round that is over")
-        return self._source.read(name, offset, length)
+        return StoreSource(self.store).read(name, offset, length)
 
     def _offered(self, name: str) -> bool:
         return any(record.offer.update == name for record in self._records.values())

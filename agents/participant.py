@@ -34,6 +34,11 @@ __all__ = ["Participant", "Talk"]
 logger = logging.getLogger(__name__)
 
 
+_ROOM_BYTES = 1 << 20
+_EARLY_LIMIT = 64
+_TODO_LIMIT = 256
+
+
 class Talk(Protocol):
     """The way to the coordinator (`agents.uplink`)."""
 
@@ -119,17 +124,26 @@ class Participant:
 
         Raises:
             MessageError: it cannot be understood.
+            RefusedError: too many wait already.
         """
         message = decode_down(delivery.payload)
         if isinstance(message, RoundOver):
             self._over(message.job, message.round)
         elif message.job not in self._plans:
+            self._early.pop(message.job, None)
             self._early[message.job] = message
+            while len(self._early) > _EARLY_LIMIT:
+                del self._early[next(iter(self._early))]
         elif self._now is not None and self._now[0] == message:
             self._asked_again = True
         else:
             if self._now is not None and self._now[0].job == message.job:
                 self._now[1].cancel()
+            if self._todo.qsize() >= _TODO_LIMIT:
+                raise RefusedError(
+                    f"too many invitations wait; the one of job {message.job} was left out",
+                    hint="somebody may stand in the coordinator's place",
+                )
             self._todo.put_nowait(message)
 
     async def take_request(self, delivery: Delivery) -> None:
@@ -242,9 +256,16 @@ class Participant:
 
     async def _weights(self, bundle: Bundle, invite: Invite, deadline: float) -> Path:
         """The file of the weights to start from: the bundle's own, or the coordinator's."""
-        if bundle.require("weights").digest == invite.weights:
+        ours = bundle.require("weights")
+        if ours.digest == invite.weights:
             return self._store.path(invite.weights)
+        if invite.weights_bytes > 2 * ours.size_bytes + _ROOM_BYTES:
+            raise RefusedError(
+                f"job {invite.job} names weights of {invite.weights_bytes} bytes, our own have {ours.size_bytes}",
+                hint="invitations are not signed: who may publish to this box's fl/in?",
+            )
         own = self._offers.store
+        await asyncio.to_thread(self._offers.make_room, invite.weights)
         left_s = max(0.0, deadline - self._clock.monotonic())
         await self._talk.fetcher.fetch_blob(own, invite.weights, invite.weights_bytes, deadline_s=left_s)
         return own.path(invite.weights)

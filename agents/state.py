@@ -17,8 +17,9 @@ import asyncio
 import fcntl
 import logging
 import os
+import stat
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -71,7 +72,11 @@ class StateFolder:
     """The folder of one agent.
 
     Args:
-        root: made when it does not exist, closed to others.
+        root: made when it does not exist; it and what is in it are closed to others.
+
+    Raises:
+        StoreError: there is no such folder and none can be made. A disk that is full or read-only is a warning: a box
+            whose slot is good answers from it.
     """
 
     def __init__(self, root: Path) -> None:
@@ -83,11 +88,14 @@ class StateFolder:
         self.federated = root / "federated"
         self.control = root / "control"
         try:
-            root.mkdir(parents=True, exist_ok=True)
-            for folder in (self.identity, self.tuf, self.journal, self.federated, self.control):
-                folder.mkdir(mode=0o700, exist_ok=True)
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            ours = self.identity.is_dir() or not any(root.iterdir())
         except OSError as e:
             raise StoreError(f"cannot use {root}: {e.strerror}", hint="check --state, the disk and its rights") from e
+        if ours:  # what others keep in a folder stays as open as they left it
+            _closed(root)
+        for folder in (self.identity, self.tuf, self.store, self.journal, self.federated, self.control):
+            _closed(folder)
 
     def memory(self) -> Memory:
         """What was remembered last; empty when there is nothing or it is damaged.
@@ -120,6 +128,7 @@ class StateFolder:
 
         Raises:
             FaultError: an agent runs on it.
+            StoreError: there is no lock file and none can be made.
         """
         with self._lock_file() as handle:
             for _ in range(_ATTEMPTS):
@@ -152,11 +161,33 @@ class StateFolder:
 
     @contextmanager
     def _lock_file(self) -> Iterator[int]:
-        handle = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        handle = _opened(self.root / "lock")
         try:
             yield handle
         finally:
             os.close(handle)
+
+
+def _closed(folder: Path) -> None:
+    """Make `folder` when there is none, and close it to others; a disk that refuses is logged."""
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if stat.S_IMODE(folder.stat().st_mode) & 0o077:
+            folder.chmod(0o700)
+    except OSError as e:
+        logger.warning("%s cannot be made and closed to others: %s", folder, e.strerror)
+
+
+def _opened(path: Path) -> int:
+    """The lock file; one that is there can be locked on a read-only disk, too."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as e:
+        with suppress(OSError):
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        raise StoreError(
+            f"cannot lock {path.parent}: {e.strerror}", hint="check the disk, and who may write the folder"
+        ) from e
 
 
 def _taken(handle: int, kind: int = fcntl.LOCK_EX) -> bool:

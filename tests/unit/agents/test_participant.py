@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from agents.enroll import Identity
+from agents.offers import Offers
 from agents.participant import Participant
 from agents.uplink import Handler, Uplink
 from edgert.bundle import Bundle
@@ -27,7 +28,7 @@ from edgert.wire.link import Fetcher, Link
 from edgert.wire.messages.base import Message
 from edgert.wire.messages.blob import Done, Get
 from edgert.wire.messages.federated import Decline, Invite, Join, Offer, RoundOver, decode_up
-from edgert.wire.transports.base import Broker, Subscription
+from edgert.wire.transports.base import Broker, Delivery, Subscription
 from edgert.wire.transports.loopback import LoopbackBroker, LoopbackTransport
 from edgert.wire.twin import Reported
 from tests.support.learner import MODEL, examples_folder, trainable_bundle
@@ -371,3 +372,47 @@ def test_a_deadline_ends_the_training_child(stage: Stage, tmp_path: Path) -> Non
             await box.stop()
 
     run(play())
+
+
+@pytest.mark.parametrize("extra", [1, 1 << 40])
+def test_an_invitation_with_weights_of_a_size_that_cannot_be_is_declined(
+    extra: int, stage: Stage, tmp_path: Path
+) -> None:
+    async def play() -> None:
+        box = LearningBox(tmp_path / "box", stage, examples=examples_folder(tmp_path / "examples"))
+        async with stage:
+            await stage.offered(box)
+            size = 2 * stage.invite().weights_bytes + (1 << 20) + extra
+            lie = Invite(job="job1", round=2, weights=digest(b"large"), weights_bytes=size, deadline_s=30)
+            await stage.tell("fl/in", lie)
+            answer = await stage.hears()
+            assert isinstance(answer, Decline)
+            assert answer.round == 2
+            await box.stop()
+        assert not (tmp_path / "box" / "federated" / "store" / "partial" / lie.weights[7:]).exists()
+
+    run(play())
+
+
+def test_invitations_of_unknown_jobs_are_few(stage: Stage, tmp_path: Path) -> None:
+    async def play() -> None:
+        box = LearningBox(tmp_path / "box", stage, examples=None)
+        for number in range(500):
+            message = stage.invite().model_copy(update={"job": f"job{number}"})
+            await box.participant.take_round(Delivery("x", message.encode(), retained=False))
+        assert len(box.participant._early) <= 64
+
+    run(play())
+
+
+def test_weights_of_earlier_rounds_make_room_and_offers_stay(tmp_path: Path) -> None:
+    offers = Offers(tmp_path)
+    invite = Invite(job="job1", round=1, weights=digest(b"first"), weights_bytes=5, deadline_s=30)
+    offer = offers.keep(invite, b"update", examples=1, loss=0.5, expires=START)
+    store = offers.store
+    old, wanted = store.add(b"old weights"), digest(b"wanted")
+    for path in (store.partial(digest(b"older")), store.partial(wanted), store.partial(wanted).with_suffix(".have")):
+        path.write_bytes(b"half")
+    offers.make_room(wanted)
+    assert (store.has(old), store.has(offer.update)) == (False, True)
+    assert sorted(path.name for path in (store.root / "partial").iterdir()) == [wanted[7:], f"{wanted[7:]}.have"]
