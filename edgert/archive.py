@@ -7,15 +7,17 @@ the file, and comes once.
 
 import io
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from edgert.errors import BundleError
 
-__all__ = ["Place", "pack", "places", "read", "write"]
+__all__ = ["Place", "pack", "pieces", "places", "read", "write"]
 
 _ENTRY_LIMIT = 10_000
+_HEADER_LIMIT_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 20
 
 
 class Place(NamedTuple):
@@ -56,7 +58,7 @@ def places(
     found: dict[str, Place] = {}
     try:
         length = path.stat().st_size
-        with tarfile.open(path, "r:") as tar:
+        with _Headers(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for info in tar:
                 plain = info.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not info.issparse()
                 if not plain or not allowed(info.name) or info.name in found or len(found) >= _ENTRY_LIMIT:
@@ -66,7 +68,7 @@ def places(
                     raise BundleError(f"{path} is truncated", hint="copy it again")
     except FileNotFoundError as e:
         raise BundleError(f"there is no file {path}", hint="check the path") from e
-    except (OSError, tarfile.TarError, ValueError, EOFError) as e:
+    except (OSError, tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError) as e:
         raise BundleError(f"{path} is not {noun}: {e}", hint=hint) from e
     if limit_bytes is not None and sum(place.size for place in found.values()) > limit_bytes:
         raise BundleError(f"{path} is not {noun}: it holds more than {limit_bytes} bytes", hint=hint)
@@ -77,17 +79,42 @@ def read(path: Path, place: Place) -> bytes:
     """The bytes at a place.
 
     Raises:
+        BundleError: the file is gone or has become shorter, or memory does not suffice.
+    """
+    try:
+        return b"".join(pieces(path, place))
+    except MemoryError as e:
+        raise BundleError(
+            f"{path}: an entry of {place.size} bytes does not fit into memory", hint="use a machine with more"
+        ) from e
+
+
+def pieces(path: Path, place: Place) -> Iterator[bytes]:
+    """The bytes at a place, one piece after the other.
+
+    Raises:
         BundleError: the file is gone or has become shorter.
     """
+    left = place.size
     try:
         with path.open("rb") as file:
             file.seek(place.offset)
-            data = file.read(place.size)
-    except OSError as e:
-        raise BundleError(f"cannot read {path}: {e.strerror or e}", hint="check the file") from e
-    if len(data) != place.size:
+            while left and (piece := file.read(min(left, _PIECE_BYTES))):
+                left -= len(piece)
+                yield piece
+    except (OSError, OverflowError) as e:
+        raise BundleError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}", hint="check the file") from e
+    if left:
         raise BundleError(f"{path} is truncated", hint="copy it again")
-    return data
+
+
+class _Headers(io.FileIO):
+    """A tar from which only headers are read: an extended header may claim any size, and tarfile would hold it."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= _HEADER_LIMIT_BYTES:
+            raise tarfile.ReadError(f"a header claims {size} bytes")
+        return super().read(size) or b""
 
 
 def _fill(tar: tarfile.TarFile, entries: Iterable[tuple[str, bytes]]) -> None:

@@ -9,6 +9,7 @@
 only the digests matter, not what carries them.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -88,15 +89,16 @@ class Bundle:
 
     @classmethod
     def open(cls, path: Path) -> "Bundle":
-        """A bundle file, every blob of it verified.
+        """A bundle file, every blob of it verified, a large one piece by piece.
 
         Raises:
             BundleError: not a bundle, or damaged.
         """
         blobs, index = _read_tar(path)
+        blobs.check_sizes(index)
         bundle = cls.load(blobs, index)
         for artifact in bundle.manifest.artifacts:
-            bundle.read(artifact)
+            blobs.check(artifact.digest)
         return bundle
 
     @classmethod
@@ -107,6 +109,8 @@ class Bundle:
             BundleError: the image or the manifest is missing, damaged, or they disagree.
         """
         image = parse_image(blobs.read(image_digest))
+        if image.config.size > _JSON_LIMIT_BYTES:
+            raise BundleError(f"the manifest of bundle {image_digest} claims {image.config.size} bytes", hint=_HINT)
         try:
             manifest = Manifest.model_validate_json(blobs.read(image.config.digest))
         except ValidationError as e:
@@ -236,19 +240,59 @@ def _blob_name(blob_digest: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _TarBlobs:
-    """Blobs of a tar file, by their place in it; read when asked for, verified every time."""
+    """Blobs of a tar file, by their place in it; read when asked for, verified every time.
+
+    Sizes are compared before anything is read: what a bundle says about itself must not cost more than it holds.
+    """
 
     path: Path
     places: dict[str, archive.Place]
 
     def read(self, digest: str) -> bytes:
+        data = archive.read(self.path, self._place(digest))
+        if digest_of(data) != digest:
+            raise self._damaged(digest)
+        return data
+
+    def check(self, digest: str) -> None:
+        """Verify a blob without holding it.
+
+        Raises:
+            BundleError: it is missing or damaged.
+        """
+        sha256 = hashlib.sha256()
+        for piece in archive.pieces(self.path, self._place(digest)):
+            sha256.update(piece)
+        if f"sha256:{sha256.hexdigest()}" != digest:
+            raise self._damaged(digest)
+
+    def check_sizes(self, image_digest: str) -> None:
+        """Compare what the image says of every blob with what is there.
+
+        Raises:
+            BundleError: a blob is missing, has another size, or the image or the manifest is far too long.
+        """
+        if self._place(image_digest).size > _JSON_LIMIT_BYTES:
+            raise BundleError(f"{self.path}: no image manifest is so long", hint=_HINT)
+        image = parse_image(self.read(image_digest))
+        if image.config.size > _JSON_LIMIT_BYTES:
+            raise BundleError(f"{self.path}: no manifest is so long", hint=_HINT)
+        for part in (image.config, *image.layers):
+            here = self._place(part.digest).size
+            if here != part.size:
+                raise BundleError(
+                    f"{self.path}: blob {part.digest} has {here} bytes, the image says {part.size}",
+                    hint="fetch the file again",
+                )
+
+    def _place(self, digest: str) -> archive.Place:
         place = self.places.get(_blob_name(digest))
         if place is None:
             raise BundleError(f"{self.path} lacks blob {digest}", hint="fetch the file again")
-        data = archive.read(self.path, place)
-        if digest_of(data) != digest:
-            raise BundleError(f"{self.path}: blob {digest} is damaged", hint="fetch the file again")
-        return data
+        return place
+
+    def _damaged(self, digest: str) -> BundleError:
+        return BundleError(f"{self.path}: blob {digest} is damaged", hint="fetch the file again")
 
 
 def _read_tar(path: Path) -> tuple[_TarBlobs, str]:
@@ -259,7 +303,7 @@ def _read_tar(path: Path) -> tuple[_TarBlobs, str]:
     try:
         manifests = json.loads(archive.read(path, index))["manifests"]
         (image,) = (_Descriptor.model_validate(row) for row in manifests)
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise BundleError(f"{path} is not an EdgeRT bundle: index.json cannot be understood", hint=_HINT) from e
     return _TarBlobs(path, places), image.digest
 

@@ -78,3 +78,20 @@ def test_more_bytes_than_allowed_are_refused(tmp_path: Path) -> None:
     assert _places(tmp_path / "m.tar", 6)
     with pytest.raises(BundleError, match="more than 5 bytes"):
         _places(tmp_path / "m.tar", 5)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_an_extended_header_that_claims_terabytes_is_refused(kind: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "m.tar"
+    with path.open("wb") as file:
+        file.write(_entry("a", kind, 1 << 40).tobuf(tarfile.GNU_FORMAT))
+        file.truncate(1 << 40)
+    with pytest.raises(BundleError, match="is not a box"):
+        _places(path)
+
+
+def test_headers_nested_without_end_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.tar"
+    path.write_bytes((_entry("a", tarfile.GNUTYPE_LONGNAME, 1).tobuf() + b"a".ljust(512, b"\0")) * 5000)
+    with pytest.raises(BundleError, match="is not a box"):
+        _places(path)
