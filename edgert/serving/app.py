@@ -5,6 +5,8 @@ Every error is ``{"error": ..., "hint": ...}`` with a status from `STATUS`; a `C
 
 import asyncio
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import orjson
@@ -27,6 +29,7 @@ __all__ = ["STATUS", "build", "routes"]
 logger = logging.getLogger(__name__)
 
 _BODY_TIMEOUT_S: Final = 60.0
+_BODIES: Final = 4
 STATUS: Final[tuple[tuple[type[EdgeRTError], int], ...]] = (
     (RefusedError, 403),
     (UsageError, 404),  # there is no such model or version
@@ -38,13 +41,41 @@ _EXTENSIONS = ["binary_tensor_data"]
 _BINARY = "application/octet-stream"
 
 
+class _Room:
+    """Bytes of request bodies that are held at one time, all requests together."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._left_bytes = limit_bytes
+
+    @contextmanager
+    def share(self) -> Iterator[Callable[[int], None]]:
+        """Takes more bytes for one request, which are given back at its end.
+
+        The function raises `ServeError` when they do not fit beside the other requests.
+        """
+        taken = 0
+
+        def take(size: int) -> None:
+            nonlocal taken
+            if size > self._left_bytes:
+                raise ServeError("too many large requests at once", hint="ask again in a moment, or send smaller ones")
+            self._left_bytes -= size
+            taken += size
+
+        try:
+            yield take
+        finally:
+            self._left_bytes += taken
+
+
 def build(plane: Dataplane, *, host: str = "127.0.0.1", body_limit_bytes: int = BODY_LIMIT_BYTES) -> Application:
     """The whole endpoint as one ASGI callable.
 
     Args:
         plane: the models.
         host: what the endpoint is bound to; see :class:`~edgert.serving.hosts.HostGuard`.
-        body_limit_bytes: longer request bodies are refused with 413.
+        body_limit_bytes: longer request bodies are refused with 413; of all bodies together no more than four times
+            as much is held, what comes beyond that is refused with 503.
     """
     return HostGuard(routes(plane, body_limit_bytes=body_limit_bytes), host)
 
@@ -60,7 +91,7 @@ def routes(plane: Dataplane, *, body_limit_bytes: int = BODY_LIMIT_BYTES) -> Fas
     )
     _health(app, plane)
     _models(app, plane)
-    _inference(app, plane, body_limit_bytes)
+    _inference(app, plane, body_limit_bytes, _Room(_BODIES * body_limit_bytes))
     _errors(app)
 
     def described() -> dict[str, Any]:
@@ -116,7 +147,7 @@ def _models(app: FastAPI, plane: Dataplane) -> None:
         return _json(dataplane.metadata(plane.opened(model, version)))
 
 
-def _inference(app: FastAPI, plane: Dataplane, limit: int) -> None:
+def _inference(app: FastAPI, plane: Dataplane, limit: int, room: _Room) -> None:
     described: dict[str, Any] = {
         "tags": ["inference"],
         "openapi_extra": openapi.INFER,
@@ -126,20 +157,24 @@ def _inference(app: FastAPI, plane: Dataplane, limit: int) -> None:
     @app.post("/v2/models/{model}/infer", **described)
     async def infer(model: str, request: Request) -> Response:
         """Ask a model."""
-        return await _infer(plane, model, None, request, limit)
+        with room.share() as take:
+            return await _infer(plane, model, None, request, limit, take)
 
     @app.post("/v2/models/{model}/versions/{version}/infer", **described)
     async def infer_version(model: str, version: str, request: Request) -> Response:
         """Ask a version of a model."""
-        return await _infer(plane, model, version, request, limit)
+        with room.share() as take:
+            return await _infer(plane, model, version, request, limit, take)
 
 
-async def _infer(plane: Dataplane, model: str, version: str | None, request: Request, limit: int) -> Response:
+async def _infer(
+    plane: Dataplane, model: str, version: str | None, request: Request, limit: int, take: Callable[[int], None]
+) -> Response:
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         return _problem(415, "compressed bodies are not supported", "send the body without Content-Encoding")
     try:
         async with asyncio.timeout(_BODY_TIMEOUT_S):
-            body = await _read(request, limit)
+            body = await _read(request, limit, take)
     except TimeoutError:
         return _problem(408, f"the body did not arrive within {_BODY_TIMEOUT_S:.0f} s", "send it again")
     if body is None:
@@ -150,8 +185,8 @@ async def _infer(plane: Dataplane, model: str, version: str | None, request: Req
     return Response(encoded.body, media_type=_BINARY, headers={HEADER_LENGTH: str(encoded.header_length)})
 
 
-async def _read(request: Request, limit: int) -> bytes | None:
-    """The body, or None when it is longer than `limit`; no more than that is ever held."""
+async def _read(request: Request, limit: int, take: Callable[[int], None]) -> bytes | None:
+    """The body, or None when it is longer than `limit`; no more than that is ever held, and `take` is asked first."""
     announced = request.headers.get("content-length", "0")
     if announced.isdigit() and int(announced) > limit:
         return None
@@ -161,6 +196,7 @@ async def _read(request: Request, limit: int) -> bytes | None:
         size += len(part)
         if size > limit:
             return None
+        take(len(part))
         parts.append(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 

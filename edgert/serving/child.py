@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 _GRACE_S = 5
 _KEEP_ALIVE_S = 75
 _BACKLOG = 2048
+_CONNECTIONS = 256
 
 
 def main() -> None:
@@ -77,6 +78,7 @@ async def _serve(options: argparse.Namespace) -> None:
         proxy_headers=False,
         server_header=False,
         backlog=_BACKLOG,
+        limit_concurrency=_CONNECTIONS,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_GRACE_S,
     )

@@ -7,6 +7,7 @@ decodes requests and encodes responses, a client does the opposite.
 Source: Open Inference Protocol v2 (REST) and its binary tensor data extension.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -246,7 +247,7 @@ def _shape(row: _Row) -> tuple[int, ...]:
     shape = row.get("shape")
     if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(type(size) is int for size in shape):
         raise InputError(f"tensor {row.get('name')!r}: shape must be a list of at most {MAX_RANK} integers")
-    if any(size < 0 or size > _MAX_SIZE for size in shape):
+    if any(size < 0 for size in shape) or math.prod(max(1, size) for size in shape) > _MAX_SIZE:
         raise InputError(f"tensor {row.get('name')!r}: the sizes in shape must be 0 or more, and real")
     return tuple(shape)
 

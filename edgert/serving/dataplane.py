@@ -24,9 +24,9 @@ from edgert.serving.codecs import Encoded, Request, decode_request, encode_respo
 from edgert.serving.example import golden_inputs, request_body
 from edgert.serving.lanes import Lane
 from edgert.serving.models import Served, Table
-from edgert.serving.tensors import datatype_of, show_shape
+from edgert.serving.tensors import datatype_of
 from edgert.store import Store
-from edgert.values import TensorSpec
+from edgert.values import TensorSpec, show_shape
 
 __all__ = ["Dataplane", "OpenModel", "Opener", "answer", "feeds", "metadata", "open_from"]
 

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgert.errors import InputError
+from edgert.values import show_shape
 
-__all__ = ["DATATYPES", "MAX_RANK", "datatype_of", "from_bytes", "from_json", "show_shape", "to_bytes", "to_json"]
+__all__ = ["DATATYPES", "MAX_RANK", "datatype_of", "from_bytes", "from_json", "to_bytes", "to_json"]
 
 DATATYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
@@ -47,11 +48,6 @@ def datatype_of(dtype: str) -> str:
             f"elements of type {dtype!r} cannot be sent or received", hint=f"known: {', '.join(DATATYPES)}"
         )
     return name
-
-
-def show_shape(shape: tuple[int | None, ...]) -> str:
-    """A shape for people: ``1x28x28``, with ``?`` for a free size."""
-    return "x".join("?" if size is None else str(size) for size in shape) or "scalar"
 
 
 def from_json(name: str, datatype: str, shape: tuple[int, ...], data: object) -> NDArray[Any]:

@@ -355,3 +355,30 @@ def test_openapi_shows_the_infer_body_with_an_example_per_model() -> None:
         assert "HTTPValidationError" not in references
 
     play(scene)
+
+
+def test_bodies_in_flight_share_a_budget_and_what_comes_beyond_is_told_to_wait() -> None:
+    """The limit of one body is 100,000 bytes here, so all together may hold 400,000."""
+    path = "/v2/models/m/infer"
+
+    async def scene(stage: Stage) -> None:
+        held, go = asyncio.Semaphore(0), asyncio.Event()
+
+        async def slowly() -> Any:
+            yield b" " * 99_000
+            held.release()
+            await go.wait()
+
+        waiting = [asyncio.create_task(stage.http.post(path, content=slowly())) for _ in range(4)]
+        for _ in waiting:
+            await held.acquire()
+        refused = await stage.http.post(path, content=b" " * 50_000)
+        assert "at once" in problem(refused, 503)
+        assert refused.headers["retry-after"] == "1"
+        assert (await stage.send(encode_request(inputs()))).status_code == 200
+        go.set()
+        for answer in await asyncio.gather(*waiting):
+            problem(answer, 400)
+        problem(await stage.http.post(path, content=b" " * 99_000), 400)
+
+    play(scene)
