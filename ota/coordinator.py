@@ -11,17 +11,21 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
-from edgert import plugins
 from edgert.envelope import JOB_TYPE, sign
-from edgert.errors import BundleError, CheckError, EdgeRTError, LinkError, MessageError, SamplesError, WireError
+from edgert.errors import (
+    BundleError,
+    CheckError,
+    EdgeRTError,
+    LinkError,
+    MessageError,
+    StoreError,
+    UsageError,
+    WireError,
+)
 from edgert.federated import job as words
-from edgert.federated.aggregators.base import Aggregator
 from edgert.federated.job import FINAL, Contribution, Effect, Event, Job, Phase
 from edgert.federated.plan import Plan
 from edgert.federated.round import step
-from edgert.federated.update import Update, unpack_weights
-from edgert.samples import pack_arrays
-from edgert.store import Store
 from edgert.wire import topics
 from edgert.wire.link import Fetcher, Link
 from edgert.wire.messages.blob import Done, Get
@@ -34,14 +38,14 @@ from ota.operations.release import publish
 from ota.operations.spread import rollout_start
 from ota.rebuild import Rebuilder, gate, rebuild
 from ota.store import BundleRow, devices, jobs, releases
+from ota.turns import Inbox
+from ota.updates import Updates, excess
 
 __all__ = ["Coordinator"]
 
 logger = logging.getLogger(__name__)
 
-_INBOX: Final = 10_000
-_EXAMPLES_LIMIT: Final = 1_000_000_000
-_ROOM_BYTES: Final = 1 << 20
+_FAILED: Final = "the server failed at this job: its log says how"
 
 
 class Coordinator:
@@ -78,10 +82,11 @@ class Coordinator:
         if everything:
             for run in self._runs.values():
                 run.put(words.Reconnected())
-        for name, stopped_by in await asyncio.to_thread(self._unfinished):
+        for name, stopped_by, able in await asyncio.to_thread(self._unfinished):
             if name not in self._runs:
                 self._runs[name] = run = _Run(name, self._fleet, self._link, self._fetcher, self._rebuilder)
                 self._new.put_nowait(run)
+            self._runs[name].able = able
             if stopped_by:
                 self._runs[name].stop(stopped_by)
 
@@ -107,11 +112,14 @@ class Coordinator:
         if run is None:
             logger.debug("ignored a message of %s for job %s, which does not run", device, message.job)
         else:
-            run.put(_event(device, message))
+            run.hear(device, message)
 
     async def _supervised(self, run: "_Run") -> None:
         try:
             await run.run()
+        except Exception:
+            logger.exception("job %s failed", run.name)
+            await run.give_up()
         finally:
             self._runs.pop(run.name, None)
 
@@ -121,9 +129,12 @@ class Coordinator:
 
         return self._fetchers.setdefault(device, Fetcher(ask, self._link.clock))
 
-    def _unfinished(self) -> list[tuple[str, str]]:
+    def _unfinished(self) -> list[tuple[str, str, frozenset[str]]]:
         with self._fleet.database.read() as session:
-            return [(row.name, row.stopped_by) for row in jobs.outside(session, [phase.value for phase in FINAL])]
+            return [
+                (row.name, row.stopped_by, devices.names_of_model(session, Plan.model_validate_json(row.plan).base))
+                for row in jobs.outside(session, [phase.value for phase in FINAL])
+            ]
 
 
 def _event(device: str, message: Join | Offer | Decline) -> Event:
@@ -138,7 +149,10 @@ def _event(device: str, message: Join | Offer | Decline) -> Event:
 
 
 class _Run:
-    """One job: an inbox of events, a state, and the tasks its effects have started."""
+    """One job: an inbox of events, a state, and the tasks its effects have started.
+
+    `able` are the devices that are to serve the job's base bundle; nobody else is heard.
+    """
 
     def __init__(
         self, name: str, fleet: Fleet, link: Link, fetcher: Callable[[str], Fetcher], rebuilder: Rebuilder
@@ -148,8 +162,10 @@ class _Run:
         self._link = link
         self._fetcher = fetcher
         self._rebuilder = rebuilder
-        self._inbox: asyncio.Queue[Event] = asyncio.Queue(_INBOX)
-        self._updates = Store(fleet.home.updates / name)
+        self.able: frozenset[str] = frozenset()
+        self._inbox = Inbox(name, fleet.clock)
+        self._joined_with: dict[str, int] = {}
+        self._updates = Updates(fleet.home.updates / name, fleet.store)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._timed_round = -1
         self._deadline_s = 0.0
@@ -158,15 +174,24 @@ class _Run:
     def stop(self, who: str) -> None:
         """Let an operator's wish to end it wait for its turn, once."""
         if not self._asked_to_stop:
-            self._asked_to_stop = True
             self.put(words.Stopped(f"stopped by {who}"))
+            self._asked_to_stop = True
 
     def put(self, event: Event) -> None:
-        """Let an event wait for its turn."""
-        try:
-            self._inbox.put_nowait(event)
-        except asyncio.QueueFull:
-            logger.warning("job %s: dropped an event, too many are waiting", self.name)
+        """Let an event of the server itself wait for its turn."""
+        self._inbox.put(event)
+
+    def hear(self, device: str, message: Join | Offer | Decline) -> None:
+        """Let what a device says wait for its turn, if the device may take part."""
+        if device not in self.able:
+            logger.debug("job %s: ignored %s, which is not to serve its base bundle", self.name, device)
+            return
+        if isinstance(message, Join):
+            self._joined_with[device] = message.examples
+        elif isinstance(message, Offer):
+            most = self._joined_with.get(device, message.examples)
+            message = message.model_copy(update={"examples": min(message.examples, most)})
+        self._inbox.put_of(device, _event(device, message))
 
     async def run(self) -> None:
         """Go on with the job until it is published or aborted."""
@@ -175,29 +200,51 @@ class _Run:
         try:
             async with asyncio.TaskGroup() as self._group:
                 while self._job.phase not in FINAL:
-                    await self._take(await self._inbox.get())
+                    await self._take(*await self._inbox.take())
                 for task in self._tasks.values():
                     task.cancel()
         finally:
             if self._job.phase in FINAL:
                 await asyncio.to_thread(self._clean_up)
 
-    async def _take(self, event: Event) -> None:
+    async def give_up(self) -> None:
+        """End a job at which the server itself failed.
+
+        Raises:
+            StoreError: not even that can be written down.
+        """
+        await asyncio.to_thread(self._abort)
+        await asyncio.to_thread(self._clean_up)
         try:
-            after, effects = step(self._job, event)
-        except EdgeRTError as e:
-            logger.warning("job %s: %s", self.name, e)
+            await self._perform(words.Withdraw())
+        except LinkError as e:
+            logger.warning("job %s: could not take back its announcement: %s", self.name, e)
+
+    async def _take(self, device: str, event: Event) -> None:
+        try:
+            effects = await self._decide(event)
+        except UsageError as e:
+            logger.log(logging.DEBUG if device else logging.WARNING, "job %s: %s", self.name, e)
             return
-        if after != self._job:
-            await asyncio.to_thread(self._save, after)
-        if after.phase is not self._job.phase:
-            logger.info("job %s: %s%s", self.name, after.phase, f" ({after.reason})" if after.reason else "")
-        self._job = after
+        except Exception:
+            if not device:
+                raise
+            logger.exception("job %s: ignored what %s said", self.name, device)
+            return
         for effect in effects:
             try:
                 await self._perform(effect)
             except LinkError as e:
                 logger.warning("job %s: could not %s: %s", self.name, type(effect).__name__.lower(), e)
+
+    async def _decide(self, event: Event) -> list[Effect]:
+        after, effects = step(self._job, event)
+        if after != self._job:
+            await asyncio.to_thread(self._save, after)
+        if after.phase is not self._job.phase:
+            logger.info("job %s: %s%s", self.name, after.phase, f" ({after.reason})" if after.reason else "")
+        self._job = after
+        return effects
 
     async def _perform(self, effect: Effect) -> None:
         match effect:
@@ -258,24 +305,25 @@ class _Run:
         )
 
     async def _fetch(self, device: str, part: Contribution, job: Job) -> None:
-        if part.size_bytes > 2 * job.weights_bytes + _ROOM_BYTES or part.examples > _EXAMPLES_LIMIT:
-            self.put(words.Refused(device, part.digest, f"{part.size_bytes} bytes, {part.examples} examples: too many"))
+        fault = excess(part, job)
+        if fault:
+            self.put(words.Refused(device, part.digest, fault))
             return
         try:
-            await self._fetcher(device).fetch_blob(self._updates, part.digest, part.size_bytes)
-            await asyncio.to_thread(self._check, part, job)
-        except WireError as e:
+            store = await asyncio.to_thread(self._updates.shelf, device, part.digest)
+            await self._fetcher(device).fetch_blob(store, part.digest, part.size_bytes)
+        except (WireError, StoreError) as e:
             logger.warning("job %s: the update of %s did not arrive: %s", self.name, device, e)
             self.put(words.Lost(device, part.digest))
-        except (BundleError, CheckError, SamplesError) as e:
+        except BundleError as e:
             self.put(words.Refused(device, part.digest, e.message))
+        except Exception:
+            logger.exception("job %s: lost the update of %s", self.name, device)
+            self.put(words.Lost(device, part.digest))
         else:
-            self.put(words.Received(device, part.digest))
-
-    def _check(self, part: Contribution, job: Job) -> None:
-        Update(unpack_weights(self._updates.read(part.digest)), part.examples).check_against(
-            unpack_weights(self._fleet.store.read(job.weights))
-        )
+            fault = await asyncio.to_thread(self._updates.fault, device, part, job)
+            refused = words.Refused(device, part.digest, fault)
+            self.put(refused if fault else words.Received(device, part.digest))
 
     async def _ended_by_errors(self, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -284,13 +332,13 @@ class _Run:
             self.put(words.Aborted(f"{e.message} ({e.hint})" if e.hint else e.message))
         except OSError as e:
             self.put(words.Aborted(f"the disk of the server failed: {e}"))
+        except Exception:
+            logger.exception("job %s failed", self.name)
+            self.put(words.Aborted(_FAILED))
 
     async def _average(self, job: Job) -> None:
         def average() -> words.Averaged:
-            aggregator: Aggregator = plugins.load("edgert.federated.aggregators", self._plan.aggregator)()
-            for _, part in sorted(job.received.items()):
-                aggregator.add(Update(unpack_weights(self._updates.read(part.digest)), part.examples))
-            packed = pack_arrays(aggregator.result(unpack_weights(self._fleet.store.read(job.weights))))
+            packed = self._updates.mean(self._plan.aggregator, job)
             return words.Averaged(self._fleet.store.add(packed), len(packed))
 
         self.put(await asyncio.to_thread(average))
@@ -361,6 +409,10 @@ class _Run:
             row = jobs.get(session, self.name)
             row.state, row.phase, row.reason = job.model_dump_json(), job.phase.value, job.reason
 
+    def _abort(self) -> None:
+        _, job = self._load()
+        self._save(job.model_copy(update={"phase": Phase.ABORTED, "reason": _FAILED}))
+
     def _note(self, **values: float) -> None:
         with self._fleet.database.write() as session:
             row = jobs.get(session, self.name)
@@ -371,5 +423,5 @@ class _Run:
         return self._fleet.home.work / self.name
 
     def _clean_up(self) -> None:
-        for folder in (self._updates.root, self._folder()):
-            shutil.rmtree(folder, ignore_errors=True)
+        self._updates.drop()
+        shutil.rmtree(self._folder(), ignore_errors=True)

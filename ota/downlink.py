@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Collection
 from datetime import timedelta
 from typing import Final
@@ -17,12 +16,12 @@ from ota import keys
 from ota.devices import sign_desired
 from ota.fleet import Fleet
 from ota.store import devices
+from ota.turns import Turns
 
-__all__ = ["Answers", "Assignments", "Turns"]
+__all__ = ["Answers", "Assignments"]
 
 logger = logging.getLogger(__name__)
 
-_PENDING_PER_DEVICE: Final = 32
 _WORKERS: Final = 4
 _REFUSALS: Final = 64
 _SENDS_AT_ONCE: Final = 16
@@ -82,46 +81,6 @@ class Assignments:
             return {row.id: row.envelope for row in rows if row.envelope is not None} | signed
 
 
-class Turns:
-    """Requests of many devices, taken in turn: one that floods waits for itself alone.
-
-    Args:
-        limit: how many requests of one device may wait; more are not taken.
-    """
-
-    def __init__(self, limit: int = _PENDING_PER_DEVICE) -> None:
-        self._limit = limit
-        self._waiting: dict[str, deque[Get]] = {}
-        self._order: deque[str] = deque()
-        self._some = asyncio.Event()
-
-    def put(self, device: str, get: Get) -> bool:
-        """Let a request wait; False when the device has too many waiting already."""
-        queue = self._waiting.get(device)
-        if queue is None:
-            queue = self._waiting[device] = deque()
-            self._order.append(device)
-        if len(queue) >= self._limit:
-            return False
-        queue.append(get)
-        self._some.set()
-        return True
-
-    async def take(self) -> tuple[str, Get]:
-        """The next request, of the device whose last turn is longest ago."""
-        while not self._order:
-            self._some.clear()
-            await self._some.wait()
-        device = self._order.popleft()
-        queue = self._waiting[device]
-        get = queue.popleft()
-        if queue:
-            self._order.append(device)
-        else:
-            del self._waiting[device]
-        return device, get
-
-
 class Answers:
     """Answers ``d/+/get`` of known devices with frames on ``d/{id}/data``.
 
@@ -135,7 +94,7 @@ class Answers:
     def __init__(self, fleet: Fleet, link: Link) -> None:
         self._link = link
         self._source = StoreSource(fleet.store, fleet.home.metadata)
-        self._turns = Turns()
+        self._turns: Turns[Get] = Turns()
         self._refused: asyncio.Queue[tuple[str, Get]] = asyncio.Queue(_REFUSALS)
         self.known: Collection[str] = frozenset()
 
@@ -164,7 +123,10 @@ class Answers:
     async def _work(self) -> None:
         while True:
             device, get = await self._turns.take()
-            await self._send(device, await asyncio.to_thread(answer, get, self._source))
+            try:
+                await self._send(device, await asyncio.to_thread(answer, get, self._source))
+            except Exception:
+                logger.exception("could not answer a request of %s", device)
 
     async def _refuse(self) -> None:
         while True:

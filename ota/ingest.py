@@ -5,7 +5,7 @@ import logging
 from collections import deque
 from typing import Final
 
-from edgert.errors import LinkError, MessageError
+from edgert.errors import LinkError, MessageError, StoreError
 from edgert.wire import topics
 from edgert.wire.link import Link
 from edgert.wire.messages.claim import ClaimReply, ClaimRequest
@@ -71,6 +71,8 @@ class Unwritten:
 class Ingest:
     """Writes what devices say into the database; who speaks is taken from the topic.
 
+    Each message has a savepoint of its own: one that cannot be written is logged and costs nobody else's.
+
     Args:
         fleet: the database, the broker's files.
     """
@@ -96,9 +98,14 @@ class Ingest:
         with self._fleet.database.write() as session:
             for delivery in batch:
                 try:
-                    spent |= self._take(session, delivery)
+                    with session.begin_nested():
+                        found = self._take(session, delivery)
                 except MessageError as e:
                     logger.warning("ignored a message on %s: %s", delivery.topic, e)
+                except Exception:
+                    logger.exception("ignored a message on %s that could not be written", delivery.topic)
+                else:
+                    spent |= found
         return spent
 
     def _take(self, session: Session, delivery: Delivery) -> bool:
@@ -139,16 +146,22 @@ class Enrolment:
             try:
                 name = topics.claim_of(delivery.topic)
                 request = ClaimRequest.decode(delivery.payload)
+                reply = await asyncio.to_thread(self._admit, name, request)
+                await self._link.send(topics.claim(name, "reply"), reply)
             except MessageError as e:
                 logger.warning("ignored a claim on %s: %s", delivery.topic, e)
-                continue
-            reply = await asyncio.to_thread(self._admit, name, request)
-            try:
-                await self._link.send(topics.claim(name, "reply"), reply)
             except LinkError as e:
-                logger.warning("could not answer claim %s, the box will ask again: %s", name, e)
+                logger.warning("could not answer a claim on %s, the box will ask again: %s", delivery.topic, e)
+            except Exception:
+                logger.exception("ignored a claim on %s", delivery.topic)
 
     def _admit(self, name: str, request: ClaimRequest) -> ClaimReply:
         days = self._fleet.home.settings.device_days
-        with self._fleet.database.write() as session:
-            return claims.admit(session, self._fleet.clock, self._authority, name, request, days)
+        try:
+            with self._fleet.database.write() as session:
+                return claims.admit(session, self._fleet.clock, self._authority, name, request, days)
+        except StoreError:
+            raise
+        except Exception:
+            logger.exception("could not admit claim %s", name)
+            return ClaimReply(error="the server failed at this request", hint="the log of the server says how")

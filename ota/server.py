@@ -133,7 +133,10 @@ class _Server:
 
 async def _each(subscription: Subscription, take: Callable[[Delivery], None]) -> None:
     async for delivery in subscription:
-        take(delivery)
+        try:
+            take(delivery)
+        except Exception:
+            logger.exception("ignored a message on %s", delivery.topic)
 
 
 async def _stop(stop: asyncio.Event) -> NoReturn:

@@ -2,11 +2,11 @@
 
 import json
 import shutil
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgert import archive
 from edgert.errors import BundleError, StoreError
 from edgert.files import replacing
 from edgert.values import digest_file
@@ -14,6 +14,8 @@ from edgert.values import digest_file
 __all__ = ["Report", "Sources", "beside", "read_report"]
 
 _JSON_LIMIT_BYTES = 16 << 20
+_LIMIT_BYTES = 8 << 30
+_HINT = "`edgert convert` writes it beside the bundle"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,23 +86,23 @@ def read_report(path: Path) -> Report:
     """What the report inside a Source says.
 
     Raises:
-        BundleError: not a Source.
+        BundleError: not a Source, or one with links, sparse files, the same entry twice or too many bytes.
     """
+    found = archive.places(path, _plain, noun="a source", hint=_HINT, limit_bytes=_LIMIT_BYTES)
+    place = found.get("report.json")
+    if place is None or place.size > _JSON_LIMIT_BYTES:
+        raise BundleError(f"{path} is not a source: no usable report.json", hint=_HINT)
     try:
-        with tarfile.open(path, "r:") as tar:
-            member = tar.getmember("report.json")
-            file = tar.extractfile(member)
-            if file is None or member.size > _JSON_LIMIT_BYTES:
-                raise BundleError(
-                    f"{path} is not a source: no usable report.json",
-                    hint="`edgert convert` writes it beside the bundle",
-                )
-            report: dict[str, Any] = json.loads(file.read())
+        report: dict[str, Any] = json.loads(archive.read(path, place))
         chosen = [row for row in report["candidates"] if row["chosen"]]
         accuracy = float(chosen[0]["accuracy"]) if chosen and chosen[0]["accuracy"] is not None else None
         return Report(str(report["bundle"]), str(report["metric"]), accuracy)
-    except (OSError, tarfile.TarError, ValueError, KeyError, TypeError) as e:
-        raise BundleError(f"{path} is not a source: {e}", hint="`edgert convert` writes it beside the bundle") from e
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
+        raise BundleError(f"{path} is not a source: {e}", hint=_HINT) from e
+
+
+def _plain(name: str) -> bool:
+    return name == Path(name).name
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from edgert.errors import UsageError
 from ota.store.models import AssignmentRow, BundleRow, DeviceRow
 
-__all__ = ["assign", "every", "find", "get", "names", "of_model", "worn"]
+__all__ = ["assign", "every", "find", "get", "names", "names_of_model", "of_model", "worn"]
 
 
 def find(session: Session, device: str) -> DeviceRow | None:
@@ -48,6 +48,12 @@ def of_model(session: Session, bundle_digest: str) -> Sequence[DeviceRow]:
         .where(BundleRow.digest == bundle_digest)
     )
     return session.scalars(query.order_by(DeviceRow.id)).all()
+
+
+def names_of_model(session: Session, bundle_digest: str) -> frozenset[str]:
+    """Names of the devices that should serve the bundle with that digest."""
+    query = select(AssignmentRow.device).join(BundleRow, BundleRow.id == AssignmentRow.bundle_id)
+    return frozenset(session.scalars(query.where(BundleRow.digest == bundle_digest)))
 
 
 def worn(session: Session, oldest: datetime) -> Sequence[DeviceRow]:

@@ -2,7 +2,9 @@
 what to measure."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import io
+import zipfile
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +45,7 @@ from tests.support.stand import until
 
 ACTOR = local_operator()
 BOXES = ("box1", "box2", "box3")
+Part = tuple[Weights | bytes, int] | tuple[Weights | bytes, int, int]
 
 
 @pytest.fixture
@@ -70,12 +73,19 @@ class Converter:
 
 
 class Participant:
-    """Answers invitations with an update that moves every weight by `delta`."""
+    """Answers invitations with an update that moves every weight by `delta`, or with those bytes.
 
-    def __init__(self, name: str, link: Link, folder: Path, delta: Weights, examples: int) -> None:
+    Args:
+        examples: it joins with so many, and offers as many, or `offered`.
+    """
+
+    def __init__(
+        self, name: str, link: Link, folder: Path, delta: Weights | bytes, examples: int, offered: int | None = None
+    ) -> None:
         self.name, self.link = name, link
         self.store = Store(folder / name)
-        self.delta, self.examples = delta, examples
+        self.packed = delta if isinstance(delta, bytes) else Update(delta, 1).pack()
+        self.examples, self.offered = examples, offered or examples
         self.confirmed: list[str] = []
         self.rounds: list[int] = []
 
@@ -95,10 +105,9 @@ class Participant:
             message = decode_down(delivery.payload)
             if isinstance(message, Invite):
                 self.rounds.append(message.round)
-                packed = Update(self.delta, self.examples).pack()
                 offer = Offer(
-                    job=message.job, round=message.round, update=self.store.add(packed), update_bytes=len(packed),
-                    examples=self.examples, loss=0.1,
+                    job=message.job, round=message.round, update=self.store.add(self.packed),
+                    update_bytes=len(self.packed), examples=self.offered, loss=0.1,
                 )  # fmt: skip
                 await self._say(offer)
                 await self._say(offer)
@@ -142,11 +151,8 @@ class Hall:
             await link.transport.close()
 
     @asynccontextmanager
-    async def participants(self, deltas: dict[str, tuple[Weights, int]]) -> AsyncIterator[list[Participant]]:
-        found = [
-            Participant(name, await self.link(name), self.folder, delta, examples)
-            for name, (delta, examples) in deltas.items()
-        ]
+    async def participants(self, deltas: Mapping[str, "Part"]) -> AsyncIterator[list[Participant]]:
+        found = [Participant(name, await self.link(name), self.folder, *part) for name, part in deltas.items()]
         tasks = [asyncio.create_task(part.run()) for part in found]
         try:
             yield found
@@ -375,6 +381,139 @@ def test_what_a_stranger_or_a_fool_says_changes_nothing(made: Fleet, tmp_path: P
                 return await hall.phase("PUBLISHED", "ABORTED")
 
     assert run(go())["joined"] == ["box1"]
+
+
+def corrupt() -> bytes:
+    """An ``.npz`` file whose compressed bytes are damaged."""
+    content, packed = io.BytesIO(), io.BytesIO()
+    np.save(content, np.zeros(1000, np.float32))
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("w.npy", content.getvalue())
+    data = bytearray(packed.getvalue())
+    data[35:41] = b"\xff" * 6
+    return bytes(data)
+
+
+def bomb() -> bytes:
+    """A small ``.npz`` file of the model's own names that unpacks to much."""
+    packed = io.BytesIO()
+    np.savez_compressed(packed, allow_pickle=False, w=np.zeros(2_000_000, np.float32), b=np.zeros(2, np.float32))
+    return packed.getvalue()
+
+
+def test_a_corrupt_update_and_a_bomb_are_refused_and_the_others_go_on(made: Fleet, tmp_path: Path) -> None:
+    hall = Hall(made, tmp_path, Converter())
+    start(made, quorum=1)
+
+    async def go() -> dict[str, Any]:
+        parts: dict[str, Part] = {"box1": (moved_by(1.0), 1), "box2": (corrupt(), 1), "box3": (bomb(), 1)}
+        async with hall.coordinator(), hall.participants(parts):
+            return await hall.phase("PUBLISHED", "ABORTED")
+
+    row = run(go())
+    assert row["phase"] == "PUBLISHED", row["reason"]
+    assert list(row["received"]) == ["box1"]
+    assert "unpack to more" in row["declined"]["box3"]
+    np.testing.assert_allclose(hall.converter.weights[-1]["b"], WEIGHTS["b"] + 1)
+
+
+def test_devices_that_learned_the_same_do_not_get_in_each_others_way(made: Fleet, tmp_path: Path) -> None:
+    hall = Hall(made, tmp_path, Converter())
+    start(made)
+
+    async def go() -> dict[str, Any]:
+        async with hall.coordinator(), hall.participants({box: (moved_by(1.0), 1) for box in BOXES}):
+            return await hall.phase("PUBLISHED", "ABORTED")
+
+    row = run(go())
+    assert (row["phase"], sorted(row["received"])) == ("PUBLISHED", list(BOXES))
+
+
+def test_an_update_whose_place_on_disk_fails_is_lost_alone(made: Fleet, tmp_path: Path) -> None:
+    hall = Hall(made, tmp_path, Converter())
+    start(made, participants=2, quorum=1, deadline_s=1.0)
+    (made.home.updates / "tiny-1").mkdir(parents=True)
+    (made.home.updates / "tiny-1" / "box2").write_bytes(b"a file where a folder should be")
+
+    async def go() -> dict[str, Any]:
+        async with hall.coordinator(), hall.participants({box: (moved_by(1.0), 1) for box in BOXES[:2]}):
+            return await hall.phase("PUBLISHED", "ABORTED")
+
+    row = run(go())
+    assert (row["phase"], list(row["received"])) == ("PUBLISHED", ["box1"])
+
+
+def test_a_flood_of_wrong_offers_does_not_delay_the_deadline(made: Fleet, tmp_path: Path) -> None:
+    hall = Hall(made, tmp_path, Converter())
+    start(made, participants=2, quorum=1, deadline_s=1.0)
+
+    async def flood(link: Link) -> None:
+        wrong = Offer(job="tiny-1", round=7, update=digest(b"x"), update_bytes=5, examples=1, loss=0.0)
+        while True:
+            for _ in range(50):
+                await link.send(topics.device("box2", "fl/out"), wrong)
+            await asyncio.to_thread(link.clock.monotonic)
+
+    async def go() -> dict[str, Any]:
+        async with hall.coordinator(), hall.participants({"box1": (moved_by(1.0), 1)}):
+            link = await hall.link("box2")
+            await hall.phase("ANNOUNCED")
+            await link.send(topics.device("box2", "fl/out"), Join(job="tiny-1", examples=1))
+            await hall.status("an update", lambda row: bool(row["received"]))
+            flooding = asyncio.create_task(flood(link))
+            try:
+                return await hall.phase("PUBLISHED", "ABORTED")
+            finally:
+                await _end([flooding])
+
+    row = run(go())
+    assert (row["phase"], list(row["received"])) == ("PUBLISHED", ["box1"])
+
+
+def test_only_devices_that_are_to_serve_the_base_are_heard(made: Fleet, tmp_path: Path) -> None:
+    hall = Hall(made, tmp_path, Converter())
+    enrolled_row(made, "box4")
+    start(made, participants=1)
+
+    async def go() -> dict[str, Any]:
+        async with hall.coordinator(), hall.participants({"box4": (moved_by(9.0), 1)}):
+            await hall.phase("ANNOUNCED")
+            async with hall.participants({"box1": (moved_by(1.0), 1)}):
+                return await hall.phase("PUBLISHED", "ABORTED")
+
+    assert run(go())["joined"] == ["box1"]
+
+
+def test_nobody_counts_more_than_it_joined_with_or_ten_times_the_median(made: Fleet, tmp_path: Path) -> None:
+    hall = Hall(made, tmp_path, Converter())
+    start(made)
+
+    async def go() -> dict[str, Any]:
+        parts: dict[str, Part] = {
+            "box1": (moved_by(0.0), 2),
+            "box2": (moved_by(0.0), 2, 1_000),
+            "box3": (moved_by(1.0), 1_000_000),
+        }
+        async with hall.coordinator(), hall.participants(parts):
+            return await hall.phase("PUBLISHED", "ABORTED")
+
+    row = run(go())
+    assert row["received"]["box2"]["examples"] == 2
+    np.testing.assert_allclose(hall.converter.weights[-1]["b"], WEIGHTS["b"] + 20 / 24, rtol=1e-6)
+
+
+def test_a_job_the_server_fails_at_ends_alone(made: Fleet, tmp_path: Path) -> None:
+    hall = Hall(made, tmp_path, Converter())
+    start(made)
+    (made.home.keys / "federation.hex").unlink()
+
+    async def go() -> dict[str, Any]:
+        async with hall.coordinator():
+            return await hall.phase("PUBLISHED", "ABORTED")
+
+    row = run(go())
+    assert (row["phase"], row["reason"]) == ("ABORTED", "the server failed at this job: its log says how")
+    assert start(made)["job"] == "tiny-2"
 
 
 def test_the_mean_is_of_the_updates_alone() -> None:

@@ -13,9 +13,10 @@ from edgert.wire.messages.blob import Frame, Get, Status
 from edgert.wire.transports.base import Broker, Delivery
 from edgert.wire.transports.loopback import LoopbackBroker, LoopbackTransport
 from edgert.wire.twin import Desired
-from ota.downlink import Answers, Assignments, Turns
+from ota.downlink import Answers, Assignments
 from ota.fleet import Fleet
 from ota.store import devices
+from ota.turns import Turns
 from tests.support.fleet import enrolled_row, fleet
 from tests.support.loop import run
 
@@ -32,7 +33,7 @@ def get(number: int, name: str = "sha256:" + "0" * 64) -> Get:
 
 def test_a_flood_of_one_device_does_not_delay_another() -> None:
     async def go() -> list[tuple[str, int]]:
-        turns = Turns(limit=8)
+        turns: Turns[Get] = Turns(limit=8)
         taken = [turns.put("flood", get(number)) for number in range(20)]
         assert taken.count(True) == 8
         assert turns.put("calm", get(100))

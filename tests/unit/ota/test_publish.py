@@ -1,6 +1,7 @@
 """Publishing and rolling out, without a broker: what the database, the store and the repository hold afterwards."""
 
 import sqlite3
+import tarfile
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from ota.operations.enrol import devices_list
 from ota.operations.release import publish
 from ota.operations.spread import rollout_start, rollout_status
 from ota.rollouts import engine
-from ota.sources import beside
+from ota.sources import beside, read_report
 from ota.store import audit, devices, releases
 from tests.support.fleet import bundle_file, enrolled_row, fleet, source_file
 
@@ -216,3 +217,15 @@ def test_an_assignment_is_signed_for_one_device_by_the_key_that_tuf_names(made: 
     assert desired.models[0].target == bundle_target("tiny", 1, "x86-64")
     with pytest.raises(RefusedError):
         verify(envelope, DESIRED_TYPE, named.for_federation())
+
+
+@pytest.mark.parametrize("kind", ["link", "twice", "folder"])
+def test_a_source_with_links_or_an_entry_twice_is_refused(tmp_path: Path, kind: str) -> None:
+    bundle_file(tmp_path / "m.edgert")
+    with tarfile.open(tmp_path / "m.source.tar", "a") as tar:
+        info = tarfile.TarInfo({"link": "model.onnx", "twice": "report.json", "folder": "../model.onnx"}[kind])
+        info.type = tarfile.SYMTYPE if kind == "link" else tarfile.REGTYPE
+        info.linkname = "/etc/passwd" if kind == "link" else ""
+        tar.addfile(info)
+    with pytest.raises(BundleError, match="unexpected entry"):
+        read_report(tmp_path / "m.source.tar")
