@@ -105,6 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stdout = None  # nobody reads it any more: let the interpreter not try to flush it
         return 1
+    except ModuleNotFoundError as e:
+        hint = "install the extra that brings it (convert, ota, agent, litert or demo); `edgert doctor` tells"
+        return _report(f"this installation lacks the module {e.name}", hint, 1, as_json)
     except OSError as e:
         what = f"{e.filename}: {e.strerror}" if e.filename else str(e)
         return _report(what, "check the path, its permissions and the room on the disk", 1, as_json)
